@@ -1,0 +1,155 @@
+"""Errors as RFC 9457 problem details: what went wrong, which field, how to mend it; never the input itself."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from mail.errors import (
+    DeliveryError,
+    FieldError,
+    IdempotencyConflict,
+    InvalidEmail,
+    OutboxUnavailable,
+    RecipientLimited,
+    UnknownEmail,
+    WrongState,
+)
+from mail.kinds import field_error
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    """One field at fault."""
+
+    field: str = Field(examples=["to"])
+    message: str = Field(examples=["must be one email address, such as ada@example.com"])
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["The request has 1 fault."])
+    errors: list[FieldProblem] | None = None
+    id: str | None = Field(None, description="503 only: the email may have been taken under this id.")
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+    email_id: str | None = None,
+) -> JSONResponse:
+    """A problem response."""
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=[FieldProblem(field=error.field, message=error.message) for error in errors] or None,
+        id=email_id,
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, headers=dict(headers or {}), media_type=MEDIA_TYPE
+    )
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its OpenAPI description."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+def _invalid(errors: Sequence[FieldError]) -> JSONResponse:
+    count = f"{len(errors)} faults" if len(errors) > 1 else "1 fault"
+    return problem(422, f"The request has {count}.", errors=errors)
+
+
+async def _on_validation(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  registered for this type only
+    errors = []
+    for fault in error.errors():
+        place, *path = fault["loc"]
+        if fault["type"] == "json_invalid":
+            errors.append(FieldError("body", "is not valid JSON"))
+        elif place == "body" and not path and fault["type"] not in ("union_tag_invalid", "union_tag_not_found"):
+            errors.append(FieldError("body", "must be a JSON object, sent with Content-Type: application/json"))
+        else:
+            errors.append(field_error(fault["type"], tuple(path), fault["msg"]))
+    return _invalid(errors)
+
+
+async def _on_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101  registered for this type only
+    if error.status_code == 400:
+        # FastAPI's word for a body it cannot read, such as JSON nested thousands deep.
+        return _invalid([FieldError("body", "cannot be read")])
+    details = {
+        404: "There is nothing at this address.",
+        405: "This address does not take this method.",
+        413: "The request is larger than MAX_BODY_BYTES allows.",
+    }
+    detail = (
+        details.get(error.status_code, "") if error.detail == HTTPStatus(error.status_code).phrase else error.detail
+    )
+    return problem(error.status_code, detail or str(error.detail), headers=error.headers)
+
+
+async def _on_email_error(_: Request, error: Exception) -> JSONResponse:
+    match error:
+        case InvalidEmail():
+            return _invalid(error.errors)
+        case UnknownEmail():
+            return problem(404, "There is no email with this id.")
+        case WrongState() | IdempotencyConflict():
+            return problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        case RecipientLimited():
+            return problem(
+                429,
+                f"This recipient had too many mails of this kind. Try again in {error.retry_after} s.",
+                headers={"Retry-After": str(error.retry_after)},
+            )
+        case OutboxUnavailable():
+            doubt = (
+                " It may have been taken under this id: repeat with the same Idempotency-Key."
+                if error.email_id
+                else ""
+            )
+            return problem(
+                503,
+                f"{error}.{doubt}",
+                headers={"Retry-After": str(error.retry_after)},
+                email_id=error.email_id,
+            )
+        case DeliveryError():
+            return problem(502, f"The mail was not sent: {error}")
+    return await _on_crash(_, error)
+
+
+async def _on_crash(_: Request, __: Exception) -> JSONResponse:
+    return problem(500, "Something went wrong on our side. The fault is in the server's log.")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem."""
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    for kind in (InvalidEmail, UnknownEmail, WrongState, IdempotencyConflict, RecipientLimited, OutboxUnavailable):
+        app.add_exception_handler(kind, _on_email_error)
+    app.add_exception_handler(DeliveryError, _on_email_error)
+    app.add_exception_handler(Exception, _on_crash)

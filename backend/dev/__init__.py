@@ -1,0 +1,1 @@
+"""Development only: the local stack and the SMTP inbox. Production imports nothing from here."""

@@ -1,0 +1,168 @@
+"""One wake-up, from claim to settlement, and the retry policy: the only place that decides what a failure means."""
+
+import logging
+import random
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+import redis
+
+from mail.errors import (
+    DeliveryError,
+    OutcomeUnknown,
+    PermanentError,
+    ServerBusy,
+    ServerRefuses,
+    ServerUnavailable,
+    UnknownEmail,
+)
+from mail.kinds import AnyEmail
+from mail.leases import LeaseKeeper
+from mail.outbox import Claim, Outbox, Outcome, Waits
+from mail.records import State
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A mail that the SMTP server has taken: `smtp_code` and `smtp_reply` are its own words."""
+
+    id: str
+    to: str
+    kind: str
+    state: State
+    message_id: str
+    smtp_code: int
+    smtp_reply: str
+    sent_at: datetime
+
+
+class Deliver(Protocol):
+    """Renders, builds and sends one email; `EmailService.deliver` is the one implementation."""
+
+    def __call__(self, email: AnyEmail, *, email_id: str) -> Delivery:
+        """Raises DeliveryError."""
+        ...
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When to try again. Periods in seconds.
+
+    Attempts of one mail back off exponentially with full jitter, so that a thousand refused mails do not come
+    back together. Faults of the server use up no attempts; a closed gate is probed at growing intervals instead.
+    """
+
+    base: float = 10
+    maximum: float = 3600
+    attempts: int = 50
+    probe_unreachable: float = 30
+    probe_refusing: float = 60
+
+    def delay(self, attempts: int) -> float:
+        """Seconds until the next attempt after `attempts` failed ones."""
+        return random.uniform(1, max(1, min(self.maximum, self.base * 2**attempts)))  # noqa: S311  jitter, no secret
+
+    def verdict(self, error: Exception, attempts: int) -> tuple[Outcome, dict[str, Any]]:
+        """What an error means for the mail and for its lane: the arguments of `Outbox.settle`."""
+        retry = {"delay": int(self.delay(attempts) * 1000), "attempts": self.attempts}
+        match error:
+            case PermanentError():
+                return "failed", {"refused": error.code is not None, "cap": int(self.probe_refusing * 1000)}
+            case ServerUnavailable():
+                return "release", {"gate": "smtp", "cap": int(self.probe_unreachable * 1000)}
+            case ServerRefuses():
+                return "release", {"gate": "smtp", "cap": int(self.probe_refusing * 1000)}
+            case ServerBusy():
+                return "release", {"slow": True}
+            case OutcomeUnknown():
+                return "retry", {
+                    **retry,
+                    "unknown": True,
+                    "note": "possible duplicate: the reply to the mail was lost",
+                }
+            case _:
+                return "retry", retry
+
+
+class Ended(NamedTuple):
+    """What came of a wake-up. `seconds` until the next look where the email still waits."""
+
+    state: State
+    detail: str = ""
+    seconds: int = 0
+
+
+class Courier:
+    """Delivers emails from the outbox, one wake-up at a time. Safe to share between threads."""
+
+    def __init__(self, outbox: Outbox, deliver: Deliver, leases: LeaseKeeper, policy: RetryPolicy) -> None:
+        self._outbox = outbox
+        self._deliver = deliver
+        self._leases = leases
+        self._policy = policy
+        self.last_wake_up = time.monotonic()
+
+    def wake(self, email_id: str, worker: str) -> Ended:
+        """Deliver one email if it is ours to deliver. Any number of wake-ups for one email does no harm.
+
+        `worker` is the name of this worker node, for the timeline.
+
+        Raises:
+            UnknownEmail: no such record.
+            redis.RedisError: Redis did not grant the claim; the sweep wakes the email again.
+        """
+        self.last_wake_up = asked_at = time.monotonic()
+        claim = self._outbox.claim(email_id, str(uuid.uuid4()), worker)
+        match claim:
+            case Waits():
+                return Ended(claim.state, claim.reason, claim.seconds)
+            case State():
+                return Ended(claim, self._reason(email_id))
+        with self._leases.hold(claim, asked_at):
+            outcome, arguments = self._attempt(claim)
+            return self._settle(claim, outcome, arguments)
+
+    def _attempt(self, claim: Claim) -> tuple[Outcome, dict[str, Any]]:
+        try:
+            email = self._outbox.open(claim)
+            if not self._leases.still_ours(claim):
+                return "release", {"error": "this worker was frozen and has lost its lease"}
+            delivery = self._deliver(email, email_id=claim.id)
+        except DeliveryError as error:
+            outcome, arguments = self._policy.verdict(error, claim.attempts)
+            words = {"code": error.code, "reply": error.reply or None, "error": str(error)}
+            return outcome, {**words, **arguments}
+        except Exception as error:
+            # A broken template or a missing key: an operator can mend it, so the mail waits for that.
+            logger.exception("email %s could not be prepared", claim.id)
+            outcome, arguments = self._policy.verdict(error, claim.attempts)
+            return outcome, {"error": f"could not be prepared: {type(error).__name__}", **arguments}
+        return "sent", {"code": delivery.smtp_code, "reply": delivery.smtp_reply}
+
+    def _settle(self, claim: Claim, outcome: Outcome, arguments: dict[str, Any]) -> Ended:
+        """Tries until Redis has it: an outcome that is forgotten becomes a second copy of the mail."""
+        pause = 0.1
+        while True:
+            try:
+                settled = self._outbox.settle(claim.id, claim.token, outcome, **arguments)
+                break
+            except redis.RedisError as error:
+                logger.warning(
+                    "email %s is %s, but Redis does not take it: %s", claim.id, outcome, type(error).__name__
+                )
+                time.sleep(pause)
+                pause = min(2.0, pause * 2)
+        if settled.state is None:
+            return Ended(State.SENDING, "another worker has taken over")
+        return Ended(settled.state, arguments.get("error") or arguments.get("reply", ""), settled.seconds)
+
+    def _reason(self, email_id: str) -> str:
+        try:
+            return self._outbox.record(email_id).error or ""
+        except UnknownEmail:
+            return ""

@@ -1,0 +1,567 @@
+"""The outbox: the Redis record of every accepted email, and the truth about its state.
+
+The only module that knows the Redis keys of single emails; docs/outbox.md has the table. Every change is one
+atomic script in `scripts/`, and every script may run twice with the same result: ids and tokens are made by the
+caller, so a call whose answer was lost can be repeated.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import redis
+from redis.commands.core import Script
+
+from mail.errors import (
+    ConfigurationError,
+    FieldError,
+    IdempotencyConflict,
+    InvalidEmail,
+    OutboxUnavailable,
+    RecipientLimited,
+    UnknownEmail,
+    WrongState,
+)
+from mail.kinds import AnyEmail, Email, Lane, parse
+from mail.records import Record, State, moment
+from mail.vault import Vault
+
+SCRIPTS = Path(__file__).parent / "scripts"
+MEMORY_LIMIT = 0.9
+SCAN_LIMIT = 2_000
+
+Outcome = Literal["sent", "failed", "retry", "release"]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The outbox's periods and limits."""
+
+    lease: timedelta = timedelta(seconds=20)
+    first_look: timedelta = timedelta(seconds=10)
+    answer_within: timedelta = timedelta(seconds=1)
+    idempotency: timedelta = timedelta(hours=24)
+    retention: timedelta = timedelta(days=30)
+    recipient_hourly_limit: int = 5
+    death_limit: int = 5
+    death_pause: timedelta = timedelta(seconds=10)
+
+
+class Idempotency(NamedTuple):
+    """Who repeats and what they call it: keys of different callers never meet."""
+
+    scope: str
+    key: str
+
+
+class Accepted(NamedTuple):
+    """The answer to accepting: `replayed` when an earlier call with the same idempotency key took it in."""
+
+    id: str
+    state: State
+    replayed: bool = False
+
+
+class Claim(NamedTuple):
+    """The right to send one email, for as long as its lease is renewed."""
+
+    id: str
+    token: str
+    kind: str
+    to: str
+    lane: Lane
+    attempts: int
+    payload: str
+    secret: str
+
+
+class Waits(NamedTuple):
+    """Not now; look again in `seconds`."""
+
+    state: State
+    seconds: int
+    reason: str
+
+
+class Settled(NamedTuple):
+    """How the email stands after an attempt. `stale` when another worker owned it by then."""
+
+    state: State | None
+    seconds: int = 0
+    stale: bool = False
+
+
+class Due(NamedTuple):
+    """One email that someone must look at now."""
+
+    id: str
+    kind: str
+    to: str
+
+
+class Sweep(NamedTuple):
+    """What a look at one lane found. Times are Redis milliseconds."""
+
+    now: int
+    held: bool
+    waiting: int
+    last_wake_up: int
+    due: Sequence[Due]
+
+
+class Page(NamedTuple):
+    """Some emails, newest first, and the cursor of the next page."""
+
+    items: Sequence[Record]
+    next: str | None
+
+
+class Outbox:
+    """Accepts, grants, settles and lists emails.
+
+    Args:
+        client: decodes responses; its `socket_timeout` bounds how long a frozen Redis holds a caller up.
+        prefix: begins every key.
+        vault: seals secret fields.
+    """
+
+    def __init__(self, client: "redis.Redis", *, prefix: str, vault: Vault, numbers: Numbers | None = None) -> None:
+        self._redis = client
+        self._prefix = prefix
+        self._vault = vault
+        self.numbers = numbers or Numbers()
+        self._clock_offset: float | None = None
+        self._memory_checked = float("-inf")
+        self._last_contact = float("-inf")
+        self._regained = float("-inf")
+        common = (SCRIPTS / "_common.lua").read_text() + (SCRIPTS / "_limit.lua").read_text()
+        self._scripts = {
+            path.stem: _script(client, path.read_text(), common)
+            for path in SCRIPTS.glob("*.lua")
+            if not path.stem.startswith("_")
+        }
+
+    # Accepting
+
+    def accept(
+        self,
+        email: AnyEmail,
+        *,
+        email_id: str | None = None,
+        send_at: datetime | None = None,
+        expires_at: datetime | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Take an email in. When this returns, the email is kept and will be sent.
+
+        Raises:
+            InvalidEmail: a time lies in the past or out of order.
+            RecipientLimited: the hourly limit of this kind for this person.
+            IdempotencyConflict: the key came before with another email.
+            OutboxUnavailable: Redis did not take it.
+        """
+        email_id = email_id or str(uuid.uuid4())
+        secrets = {name: getattr(email, name) for name in email.secret_fields()}
+        payload = email.model_dump(mode="json", exclude={"kind", "to", *secrets}, exclude_none=True)
+        try:
+            self._refuse_when_full()
+            reply = self._run(
+                "accept",
+                email_id,
+                self._deadline(),
+                email.kind,
+                email.lane,
+                email.to,
+                email.to.casefold(),
+                json.dumps(payload, ensure_ascii=False),
+                self._vault.seal(secrets) if secrets else "",
+                _ms(send_at),
+                _ms(expires_at),
+                _ms(email.valid_for),
+                _idempotency_key(idempotency),
+                _fingerprint(email, send_at, expires_at),
+                _ms(self.numbers.idempotency),
+                self.numbers.recipient_hourly_limit if email.limited else 0,
+                int(email.supersedes),
+                _ms(self.numbers.first_look),
+            )
+        except redis.RedisError as error:
+            raise _unavailable(error, email_id) from error
+        match reply:
+            case ["accepted", _, known_id, state]:
+                return Accepted(known_id, State(state))
+            case ["replayed", _, known_id, state]:
+                return Accepted(known_id, State(state), replayed=True)
+            case ["conflict", *_]:
+                raise IdempotencyConflict
+            case ["limited", _, seconds]:
+                raise RecipientLimited(seconds)
+            case ["invalid", _, field, message]:
+                raise InvalidEmail([FieldError(field, message)])
+        raise OutboxUnavailable("Redis answered too late; nothing was accepted")
+
+    def admit(self, email: AnyEmail) -> None:
+        """Count an email that is sent past the outbox against the recipient's limit.
+
+        Raises:
+            RecipientLimited, OutboxUnavailable
+        """
+        if not email.limited:
+            return
+        try:
+            reply = self._run(
+                "admit",
+                str(uuid.uuid4()),
+                self._deadline(),
+                email.kind,
+                email.to.casefold(),
+                self.numbers.recipient_hourly_limit,
+            )
+        except redis.RedisError as error:
+            raise _unavailable(error, None) from error
+        if reply[0] == "limited":
+            raise RecipientLimited(reply[2])
+
+    # Delivering
+
+    def claim(self, email_id: str, token: str, worker: str) -> Claim | Waits | State:
+        """Ask for the right to send. A `State` means that the email has ended; `Waits` means later.
+
+        Raises:
+            UnknownEmail: no such record.
+            redis.RedisError: Redis did not answer; the sweep will wake the email again.
+        """
+        reply = self._run(
+            "claim",
+            email_id,
+            token,
+            worker,
+            _ms(self.numbers.lease),
+            int(self.may_take_over()),
+            self.numbers.death_limit,
+            _ms(self.numbers.death_pause),
+        )
+        match reply:
+            case ["claimed", _, kind, to, payload, secret, attempts, lane]:
+                return Claim(email_id, token, kind, to, Lane(lane), int(attempts), payload, secret)
+            case ["wait", _, state, seconds, reason]:
+                return Waits(State(state), seconds, reason)
+            case ["done", _, state]:
+                return State(state)
+        raise UnknownEmail
+
+    def open(self, claim: Claim) -> AnyEmail:
+        """The email of a claim, secrets included.
+
+        Raises:
+            SecretLost: no key opens its secret.
+            InvalidEmail: the record does not fit the kind any more.
+        """
+        fields = json.loads(claim.payload)
+        if claim.secret:
+            fields |= self._vault.open(claim.secret)
+        return parse({"kind": claim.kind, "to": claim.to, **fields})
+
+    def renew(self, leases: Mapping[str, str]) -> set[str]:
+        """Extend leases, given as id → token. Answers with the ids whose lease is still ours."""
+        pairs = [part for lease in leases.items() for part in lease]
+        return set(self._run("renew", _ms(self.numbers.lease), *pairs)[1:])
+
+    def settle(self, email_id: str, token: str, outcome: Outcome, **arguments: Any) -> Settled:
+        """Write down how an attempt ended; scripts/settle.lua says what each outcome means.
+
+        Raises:
+            redis.RedisError: not written. Repeat with the same arguments.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        state, _, *rest = self._run("settle", email_id, token, outcome, json.dumps(given))
+        if state in ("stale", "unknown"):
+            return Settled(None, stale=True)
+        return Settled(State(state), rest[0] if rest else 0)
+
+    def sweep(self, lane: Lane, room: int, node: str) -> Sweep:
+        """Pick at most `room` emails of a lane that are due, and note that `node` serves the lane."""
+        now, held, waiting, last_wake_up, *rest = self._run(
+            "sweep", lane, room, _ms(self.numbers.first_look), node, _ms(timedelta(seconds=30))
+        )
+        due = [Due(*rest[start : start + 3]) for start in range(0, len(rest), 3)]
+        return Sweep(now, bool(held), waiting, last_wake_up, due)
+
+    def probe_soon(self) -> None:
+        """Let the next mail try a server that was refusing."""
+        self._run("probe_soon")
+
+    def may_take_over(self) -> bool:
+        """Whether this process has seen Redis long enough to trust that an expired lease means a dead worker.
+
+        After an outage of Redis the workers that live need one lease length to renew what they hold.
+        """
+        now = time.monotonic()
+        return now - self._last_contact < self._gap and now - self._regained > self.numbers.lease.total_seconds()
+
+    def clean(self, skip: int = 0, count: int = 200) -> tuple[int, int]:
+        """Remove old records, at most `count`. Returns how many went, and how many old ones are still alive."""
+        _, removed, kept = self._run("clean", _ms(self.numbers.retention), skip, count)
+        return removed, kept
+
+    # By hand
+
+    def cancel(self, email_id: str, reason: str = "cancelled by hand") -> Record:
+        """Stop an email that has not been sent.
+
+        Raises:
+            UnknownEmail, WrongState, OutboxUnavailable
+        """
+        return self._by_hand(email_id, "cancel", reason, verb="cancelled")
+
+    def retry(self, email_id: str) -> Record:
+        """Send a failed or held email again, with fresh attempts.
+
+        Raises:
+            UnknownEmail, WrongState, OutboxUnavailable
+        """
+        return self._by_hand(email_id, "retry", _ms(self.numbers.first_look), verb="retried")
+
+    def _by_hand(self, email_id: str, script: str, *arguments: object, verb: str) -> Record:
+        try:
+            reply = self._run(script, email_id, str(uuid.uuid4()), *arguments)
+        except redis.RedisError as error:
+            raise _unavailable(error, None) from error
+        match reply:
+            case ["ok", *_]:
+                return self.record(email_id)
+            case ["state", _, state]:
+                raise WrongState(f"an email that is {state} cannot be {verb}")
+            case ["expired", *_]:
+                raise WrongState("the email's time has run out; send a new one")
+            case ["erased", *_]:
+                raise WrongState("the email's secret was erased; send a new one")
+        raise UnknownEmail
+
+    # Reading
+
+    def record(self, email_id: str) -> Record:
+        """One email with its timeline.
+
+        Raises:
+            UnknownEmail, OutboxUnavailable
+        """
+        try:
+            data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
+        except redis.RedisError as error:
+            raise _unavailable(error, None) from error
+        if "state" not in data:
+            raise UnknownEmail
+        return Record.parse(email_id, data)
+
+    def list(
+        self,
+        *,
+        to: str | None = None,
+        kind: str | None = None,
+        state: State | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page:
+        """Emails newest first. One call reads at most `SCAN_LIMIT` entries: a page may hold fewer than `limit`
+        emails and still have a next one.
+
+        Raises:
+            InvalidEmail: the cursor is not one of ours.
+            OutboxUnavailable
+        """
+        index = self._key("all")
+        if to is not None:
+            index = self._key("to", to.casefold())
+        elif state is not None and state != State.SENT:
+            index = self._key("state", state)
+        found: list[Record] = []
+        after = _read_cursor(cursor)
+        try:
+            for scanned, (email_id, created) in enumerate(self._newest(index, after), start=1):
+                data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
+                if "state" in data and kind in (None, data["kind"]) and state in (None, data["state"]):
+                    found.append(Record.parse(email_id, data))
+                if len(found) == limit or scanned == SCAN_LIMIT:
+                    return Page(found, _cursor(created, email_id))
+        except redis.RedisError as error:
+            raise _unavailable(error, None) from error
+        return Page(found, None)
+
+    def _newest(self, index: str, after: tuple[int, str] | None) -> Iterator[tuple[str, int]]:
+        highest: int | str = after[0] if after else "+inf"
+        offset, size = 0, 100
+        while True:
+            rows = cast(
+                "list[tuple[str, float]]",
+                self._redis.zrevrangebyscore(index, highest, "-inf", offset, size, withscores=True),
+            )
+            for email_id, score in rows:
+                if after is None or (int(score), email_id) < after:
+                    yield email_id, int(score)
+            if len(rows) < size:
+                return
+            offset += size
+
+    def info(self, *sections: str) -> Mapping[str, Any]:
+        """Redis's own INFO; empty where its ACL forbids it.
+
+        Raises:
+            redis.RedisError: no answer.
+        """
+        try:
+            return self._redis.info(*sections)
+        except redis.ResponseError:
+            return {}
+
+    def refuse_cluster(self) -> None:
+        """Stop the start on a Redis Cluster, whose scripts cannot reach keys of several slots.
+
+        Raises:
+            ConfigurationError
+        """
+        if self.info().get("cluster_enabled"):
+            raise ConfigurationError(
+                "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
+            )
+
+    def lanes(self) -> Mapping[Lane, Mapping[str, Any]]:
+        """Per lane: how many emails are due, the age in seconds of the oldest, its worker nodes, and what holds
+        it back. Includes the account's own gate under each lane.
+
+        Raises:
+            redis.RedisError
+        """
+        seconds, micros = self._redis.time()
+        now = seconds * 1000 + micros // 1000
+        account = cast("dict[str, str]", self._redis.hgetall(self._key("gate", "smtp")))
+        return {lane: self._lane(lane, now, account) for lane in Lane}
+
+    def _lane(self, lane: Lane, now: int, account: Mapping[str, str]) -> Mapping[str, Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zcount(self._key("due", lane), "-inf", now)
+        pipe.zrange(self._key("due", lane), 0, 0, withscores=True)
+        pipe.zcount(self._key("nodes", lane), now - 30_000, "+inf")
+        pipe.hgetall(self._key("gate", lane))
+        pipe.hgetall(self._key("pace", lane))
+        due, oldest, nodes, gate, pace = pipe.execute()
+        closed = account or gate
+        return {
+            "due": due,
+            "oldest_due_seconds": max(0.0, (now - oldest[0][1]) / 1000) if oldest else 0.0,
+            "nodes": nodes,
+            "closed": {"reason": closed["reason"], "since": moment(closed["since"])} if closed else None,
+            "slowed": {"reason": pace["reason"], "since": moment(pace["since"])} if pace else None,
+        }
+
+    # The wire
+
+    @property
+    def _gap(self) -> float:
+        return self.numbers.lease.total_seconds() / 4
+
+    def _key(self, *parts: str) -> str:
+        return self._prefix + ":".join(parts)
+
+    def _run(self, script: str, *arguments: object) -> Any:
+        """Run a script, once more if a connection turned out dead: each may run twice. Never after a timeout: a
+        frozen Redis would be waited for twice."""
+        values = [self._prefix, *(str(argument) for argument in arguments)]
+        try:
+            reply = self._scripts[script](args=values)
+        except redis.ConnectionError as error:
+            if _refused(error):
+                raise
+            reply = self._scripts[script](args=values)
+        received = time.monotonic()
+        if received - self._last_contact > self._gap:
+            self._regained = received
+        self._last_contact = received
+        stamp = reply[1] if isinstance(reply[0], str) else reply[0]
+        self._clock_offset = stamp / 1000 - received
+        return reply
+
+    def _deadline(self) -> int:
+        """The Redis time after which a script must do nothing, because its caller has given up.
+
+        The offset between the two clocks comes with every reply; measured on receipt, it errs to the safe side.
+        """
+        if self._clock_offset is None:
+            self._run("tick")
+        assert self._clock_offset is not None  # noqa: S101
+        now = time.monotonic() + self._clock_offset
+        return int((now + self.numbers.answer_within.total_seconds()) * 1000)
+
+    def _refuse_when_full(self) -> None:
+        now = time.monotonic()
+        if now - self._memory_checked < 1:
+            return
+        if nearly_full(self.info("memory")):
+            raise OutboxUnavailable("Redis memory is nearly full; accepting has stopped", retry_after=30)
+        self._memory_checked = now
+
+
+def nearly_full(memory: Mapping[str, Any]) -> bool:
+    """Whether Redis, by its INFO, is so full that accepting must stop for delivering to go on."""
+    return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
+
+
+def _script(client: "redis.Redis", source: str, common: str) -> Script:
+    shebang, _, body = source.partition("\n")
+    return client.register_script(f"{shebang}\n{common}\n{body}")
+
+
+def _ms(value: datetime | timedelta | None) -> int:
+    match value:
+        case None:
+            return 0
+        case datetime():
+            return int(value.timestamp() * 1000)
+        case timedelta():
+            return int(value.total_seconds() * 1000)
+
+
+def _fingerprint(email: Email, *times: datetime | None) -> str:
+    content = [email.model_dump(mode="json"), *(_ms(moment) for moment in times)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _idempotency_key(idempotency: Idempotency | None) -> str:
+    if idempotency is None:
+        return ""
+    return f"{idempotency.scope}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
+
+
+def _cursor(created: int, email_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created}:{email_id}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
+    if cursor is None:
+        return None
+    try:
+        created, _, email_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(":")
+        return int(created), email_id
+    except (binascii.Error, ValueError):
+        raise InvalidEmail([FieldError("cursor", "use the value of `next` from the page before")]) from None
+
+
+def _refused(error: redis.RedisError) -> bool:
+    return isinstance(error.__cause__ or error.__context__, ConnectionRefusedError)
+
+
+def _unavailable(error: redis.RedisError, email_id: str | None) -> OutboxUnavailable:
+    """Redis's refusal in our words. Only a lost answer leaves it open whether the email was taken."""
+    if isinstance(error, redis.ResponseError):
+        return OutboxUnavailable("Redis refuses to write; see its log")
+    if _refused(error):
+        return OutboxUnavailable("Redis cannot be reached")
+    return OutboxUnavailable("Redis does not answer", email_id=email_id)

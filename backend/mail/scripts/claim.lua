@@ -1,0 +1,88 @@
+#!lua flags=allow-oom
+-- Grants one worker the right to send one email, or says why not.
+local _, id, token, worker, lease_ms, may_take_over, death_limit, death_pause = unpack(ARGV)
+lease_ms = tonumber(lease_ms)
+
+local record = load(id, 'state', 'lane', 'created', 'expires', 'rivals', 'token', 'lease', 'superseded_by', 'deaths',
+  'attempts', 'send_at', 'next')
+if not record.state then return {'unknown', now} end
+redis.call('HSET', P .. 'lane:' .. record.lane, 'woken', now)
+if FINAL[record.state] then
+  redis.call('ZREM', due_key(record.lane), id)
+  return {'done', now, record.state}
+end
+
+local function grant()
+  local content = redis.call('HMGET', email_key(id), 'kind', 'to', 'payload', 'secret')
+  return {'claimed', now, content[1], content[2], content[3], content[4] or '', record.attempts or '0', record.lane}
+end
+
+local function wait(at, reason)
+  return {'wait', now, record.state, math.max(1, math.ceil((at - now) / 1000)), reason}
+end
+
+local copy = nil
+if record.state == 'sending' then
+  if record.token == token then return grant() end
+  local lease = tonumber(record.lease)
+  if lease > now then
+    redis.call('ZADD', due_key(record.lane), lease, id)
+    return wait(lease, 'another worker is sending it')
+  end
+  if may_take_over ~= '1' then
+    look_again(id, record, now + 1000)
+    return wait(now + 1000, 'its worker gets time to come back')
+  end
+  -- The worker died with this mail in hand: whether the server took it, nobody can tell.
+  copy = 1
+  local deaths = redis.call('HINCRBY', email_key(id), 'deaths', 1)
+  redis.call('HSET', email_key(id), 'duplicate', 1)
+  if deaths >= tonumber(death_limit) then
+    finish(id, record, 'failed', {error = 'its worker died ' .. deaths .. ' times while sending it'})
+    return {'done', now, 'failed'}
+  end
+  if deaths > 1 then
+    local at = now + tonumber(death_pause) * 4 ^ (deaths - 2)
+    redis.call('HDEL', email_key(id), 'token', 'lease', 'worker')
+    redis.call('HSET', email_key(id), 'next', at)
+    set_state(id, record, 'retrying')
+    log(id, {state = 'retrying', note = 'its worker died ' .. deaths .. ' times', next = at})
+    look_again(id, record, at)
+    return wait(at, 'its worker died')
+  end
+end
+
+if record.superseded_by then
+  finish(id, record, 'cancelled',
+    {error = 'superseded by a newer mail of the same kind', by = record.superseded_by, copy = copy})
+  return {'done', now, 'cancelled'}
+end
+if record.expires and tonumber(record.expires) <= now then
+  finish(id, record, 'expired', {error = 'its time ran out before it could be sent', copy = copy})
+  return {'done', now, 'expired'}
+end
+local not_before = tonumber(record.state == 'scheduled' and record.send_at or record.state == 'retrying' and record.next or 0)
+if not_before > now then
+  look_again(id, record, not_before)
+  return wait(not_before, record.state == 'scheduled' and 'not yet due' or 'waiting for its next attempt')
+end
+
+local held = held_until(record.lane)
+if held > now then
+  -- Due at once: the sweep starts it again as soon as the gate opens.
+  redis.call('ZADD', due_key(record.lane), now, id)
+  return wait(held, 'the SMTP server is not taking mail; see /health/ready')
+end
+for _, name in ipairs({'smtp', record.lane}) do
+  if gate(name) then redis.call('HSET', P .. 'gate:' .. name, 'probe', token, 'probe_id', id) end
+end
+local interval = redis.call('HGET', P .. 'pace:' .. record.lane, 'interval')
+if interval then redis.call('HSET', P .. 'pace:' .. record.lane, 'slot', now + math.floor(tonumber(interval))) end
+
+redis.call('HSET', email_key(id), 'token', token, 'lease', now + lease_ms, 'worker', worker)
+redis.call('HDEL', email_key(id), 'next')
+redis.call('ZADD', due_key(record.lane), now + lease_ms, id)
+set_state(id, record, 'sending')
+log(id, {state = 'sending', worker = worker, attempt = tonumber(record.attempts or '0') + 1,
+  note = copy and 'possible duplicate: the worker before died while sending' or nil})
+return grant()

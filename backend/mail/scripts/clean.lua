@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Removes a bounded number of old records with their index entries, and secrets that have outlived their mail.
+local _, keep_ms, skip, count = unpack(ARGV)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'secrets', '-inf', now, 'LIMIT', 0, count)) do
+  drop_secret(id)
+end
+local cutoff = now - tonumber(keep_ms)
+local removed, kept = 0, 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'all', '-inf', cutoff, 'LIMIT', skip, count)) do
+  local record = load(id, 'state', 'updated', 'person', 'lane', 'rivals')
+  if record.state and not (FINAL[record.state] and tonumber(record.updated) <= cutoff) then
+    kept = kept + 1
+  else
+    redis.call('DEL', email_key(id))
+    redis.call('ZREM', P .. 'all', id)
+    redis.call('ZREM', P .. 'secrets', id)
+    if record.state then
+      redis.call('ZREM', P .. 'to:' .. record.person, id)
+      redis.call('ZREM', P .. 'state:' .. record.state, id)
+    end
+    removed = removed + 1
+  end
+end
+return {now, removed, kept}

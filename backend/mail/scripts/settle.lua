@@ -1,0 +1,137 @@
+#!lua flags=allow-oom
+-- Writes down how an attempt ended.
+--   sent     the server's 250; recorded even under a token that is no longer valid, because it is a fact
+--   failed   refused for good
+--   retry    this mail's own fault or bad luck: uses up an attempt
+--   release  the server's fault: uses up none; closes a gate or slows the lane
+local _, id, token, outcome, arguments = unpack(ARGV)
+local args = cjson.decode(arguments)
+
+local record = load(id, 'state', 'lane', 'created', 'expires', 'rivals', 'token', 'settled', 'superseded_by',
+  'attempts', 'person', 'error', 'worker', 'deaths')
+if not record.state then return {'unknown', now} end
+-- The same call again, because its first answer was lost.
+if record.settled == token then return {record.state, now} end
+
+local mine = record.state == 'sending' and record.token == token
+if not mine and outcome ~= 'sent' then return {'stale', now} end
+
+local lane = record.lane
+local pace = P .. 'pace:' .. lane
+
+local function close(name, reason, cap)
+  local key = P .. 'gate:' .. name
+  local state = redis.call('HMGET', key, 'step', 'probe')
+  -- Twenty threads find the same fault at once; only the first one and later probes count.
+  if state[1] and state[2] ~= token then return end
+  local step = tonumber(state[1] or '0')
+  redis.call('HSET', key, 'step', step + 1, 'next', now + math.min(cap, 1000 * 2 ^ step), 'reason', reason)
+  redis.call('HSETNX', key, 'since', now)
+  redis.call('HDEL', key, 'probe', 'probe_id')
+end
+
+local function slow(reason)
+  local state = redis.call('HMGET', pace, 'interval', 'slowed')
+  local interval = tonumber(state[1] or '125')
+  if state[2] and now - tonumber(state[2]) < math.max(interval, 1000) then return end
+  interval = math.min(60000, interval * 2)
+  redis.call('HSET', pace, 'interval', interval, 'slot', now + interval, 'slowed', now, 'reason', reason)
+  redis.call('HSETNX', pace, 'since', now)
+end
+
+local function recover()
+  local interval = redis.call('HGET', pace, 'interval')
+  if not interval then return end
+  interval = tonumber(interval) * 0.8
+  if interval < 50 then redis.call('DEL', pace) else redis.call('HSET', pace, 'interval', interval) end
+end
+
+-- The last verdicts on different recipients. Returns true when most of twenty are refusals: then it is not the
+-- recipients, it is us (a blocked address or domain).
+local verdicts = P .. 'verdicts:' .. lane
+local function blocked()
+  redis.call('LREM', verdicts, 0, 'refused ' .. record.person)
+  redis.call('LPUSH', verdicts, 'refused ' .. record.person)
+  redis.call('LTRIM', verdicts, 0, 19)
+  local last, refusals = redis.call('LRANGE', verdicts, 0, -1), 0
+  for _, entry in ipairs(last) do if entry ~= 'taken' then refusals = refusals + 1 end end
+  return #last == 20 and refusals > 10
+end
+
+redis.call('HSET', email_key(id), 'settled', token)
+if args.code then redis.call('HSET', email_key(id), 'code', args.code) end
+if args.reply then redis.call('HSET', email_key(id), 'reply', args.reply) end
+local entry = {worker = record.worker, code = args.code, reply = args.reply, error = args.error, note = args.note}
+if args.unknown then redis.call('HSET', email_key(id), 'duplicate', 1) end
+
+local function put_back(at, next)
+  if record.superseded_by then
+    finish(id, record, 'cancelled', {error = 'superseded by a newer mail of the same kind', by = record.superseded_by})
+    return
+  end
+  redis.call('HDEL', email_key(id), 'token', 'lease', 'worker')
+  redis.call('HSET', email_key(id), 'next', next)
+  set_state(id, record, 'retrying')
+  look_again(id, record, at)
+  -- A day without a server must not fill the timeline with one sentence.
+  if outcome ~= 'release' or record.error ~= args.error then
+    entry.state, entry.next = 'retrying', next
+    log(id, entry)
+  end
+  redis.call('HSET', email_key(id), 'error', args.error)
+end
+
+if outcome == 'release' then
+  if args.gate then close(args.gate, args.error, args.cap) end
+  if args.slow then slow(args.error) end
+  local at = math.max(held_until(lane), now + 1000)
+  -- Due at once, so that the sweep starts it as soon as the gate opens, whoever opens it.
+  put_back(now, now)
+  return {record.state, now, math.ceil((at - now) / 1000)}
+end
+
+-- From here on the server has spoken about this mail, so it is there and it takes ours.
+redis.call('DEL', P .. 'gate:smtp')
+
+if outcome == 'sent' then
+  recover()
+  -- Counting begins with a refusal, so that the common case costs nothing.
+  if redis.call('LPUSHX', verdicts, 'taken') > 0 then redis.call('LTRIM', verdicts, 0, 19) end
+  redis.call('DEL', P .. 'gate:' .. lane)
+  if record.state == 'sent' then
+    redis.call('HSET', email_key(id), 'duplicate', 1)
+    entry.state, entry.note = 'sent', 'possible duplicate: the server has taken it more than once'
+    log(id, entry)
+    return {'sent', now}
+  end
+  if not mine then entry.note = 'recorded late, by a worker that had lost its lease' end
+  finish(id, record, 'sent', entry)
+  redis.call('HSET', email_key(id), 'sent', now, 'attempts', tonumber(record.attempts) + 1)
+  redis.call('HDEL', email_key(id), 'error')
+  return {'sent', now}
+end
+
+if outcome == 'failed' then
+  local probing = redis.call('HGET', P .. 'gate:' .. lane, 'probe') == token
+  if args.refused and (probing or blocked()) then
+    close(lane, 'most of the last 20 mails were refused; the last reply: ' .. (args.reply or ''), args.cap)
+    redis.call('DEL', verdicts)
+    -- Later than its neighbours, so that the next probe is another mail.
+    local at = now + args.cap
+    put_back(at, at)
+    return {record.state, now, math.ceil(args.cap / 1000)}
+  end
+  redis.call('HSET', email_key(id), 'attempts', tonumber(record.attempts) + 1)
+  finish(id, record, 'failed', entry)
+  return {'failed', now}
+end
+
+local attempts = tonumber(record.attempts) + 1
+redis.call('HSET', email_key(id), 'attempts', attempts)
+if attempts >= args.attempts then
+  entry.error = args.error .. ' (attempts used up)'
+  finish(id, record, 'failed', entry)
+  return {'failed', now}
+end
+put_back(now + args.delay, now + args.delay)
+return {record.state, now, math.ceil(args.delay / 1000)}

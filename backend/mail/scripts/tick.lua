@@ -1,0 +1,3 @@
+#!lua
+-- Asks for Redis's time.
+return {now}

@@ -1,0 +1,105 @@
+"""Sending over SMTP: connections are pooled, and every failure is an error class of `mail.errors`.
+
+SmtpTransport           the pool: hands every mail a live connection, from any thread
+└── smtp_session        one connection, command by command
+    └── smtp_replies    reply code or broken line -> error class
+"""
+
+import logging
+import ssl
+import threading
+import time
+from functools import cached_property
+
+from mail.errors import ServerBusy, ServerRefuses, ServerUnavailable
+from mail.smtp_replies import Reply, Stage
+from mail.smtp_session import Envelope, Security, Session, SmtpConfig
+
+__all__ = ["Envelope", "Reply", "Security", "SmtpConfig", "SmtpTransport"]
+
+log = logging.getLogger(__name__)
+
+
+class SmtpTransport:
+    """Sends mails to one server over connections that are kept and reused. Threads may share it.
+
+    There are never more connections than threads that send. The one used last is taken first, so that the
+    others grow old; they are closed when a later mail passes by. Not to be used on both sides of a fork.
+    """
+
+    def __init__(self, config: SmtpConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self._closed = False
+        if config.username and config.security is Security.NONE:
+            log.warning("SMTP_SECURITY=none: the password goes to %s in clear", config.server)
+
+    def send(self, envelope: Envelope, message: bytes) -> Reply:
+        """Hands one mail to the server and returns its 250.
+
+        `message` is the complete MIME message with CRLF line ends. Raises PermanentError (this mail is
+        refused), TransientError (this mail, not now), OutcomeUnknown (it may have been taken),
+        ServerUnavailable, ServerBusy or ServerRefuses (nothing to do with this mail).
+
+        Servers close idle connections as they like, so a kept one that turns out dead before the server
+        took MAIL is no error: it is replaced, once.
+        """
+        if (kept := self._take()) is not None:
+            try:
+                return self._send_over(kept, envelope, message)
+            except ServerUnavailable as error:
+                log.debug("a kept connection was dead: %s", error)
+            except ServerBusy as error:
+                if (error.code, error.stage) != (421, Stage.MAIL):
+                    raise
+        return self._send_over(self._connect(), envelope, message)
+
+    def close(self) -> None:
+        """Closes the idle connections; one in use is closed when its mail is done, and none is kept any more."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.quit()
+
+    def _connect(self) -> Session:
+        return Session(self._config, lambda: self._tls_context)
+
+    def _send_over(self, session: Session, envelope: Envelope, message: bytes) -> Reply:
+        try:
+            return session.deliver(envelope, message)
+        finally:
+            self._give_back(session)
+
+    def _take(self) -> Session | None:
+        now = time.monotonic()
+        with self._lock:
+            stale = [session for session in self._idle if session.is_stale(now)]
+            self._idle = [session for session in self._idle if session not in stale]
+            taken = self._idle.pop() if self._idle else None
+        for session in stale:
+            session.quit()
+        return taken
+
+    def _give_back(self, session: Session) -> None:
+        session.idle_since = now = time.monotonic()
+        with self._lock:
+            keep = session.is_open and not self._closed and not session.is_worn(now)
+            if keep:
+                self._idle.append(session)
+        if not keep:
+            session.quit()
+
+    @cached_property
+    def _tls_context(self) -> ssl.SSLContext:
+        # Once for all connections: reading the system's CAs takes tens of milliseconds.
+        context = ssl.create_default_context()
+        if self._config.ca_file is not None:
+            try:
+                context.load_verify_locations(self._config.ca_file)
+            except OSError as error:
+                raise ServerRefuses(
+                    f"the CA file {self._config.ca_file} cannot be used: {error.strerror}", stage=Stage.TLS
+                ) from error
+        return context

@@ -1,0 +1,346 @@
+"""One SMTP connection (RFC 5321): connect, EHLO, STARTTLS, AUTH once; then MAIL, RCPT, DATA, dot for every mail.
+
+smtplib is driven one command at a time, because its `sendmail`, `login` and constructor lose which command a
+code answered: a refused RCPT hides its code in `.recipients`, AUTH tells only the last mechanism tried.
+"""
+
+import functools
+import ipaddress
+import logging
+import smtplib
+import socket
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mail.errors import DeliveryError, PermanentError, ServerBusy, ServerRefuses, ServerUnavailable
+from mail.smtp_replies import Reply, Stage, broken, reason, refusal
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64 * 1024
+
+
+class Security(StrEnum):
+    """How the connection is protected. `AUTO`: TLS on port 465, else STARTTLS when the server offers it."""
+
+    AUTO = "auto"
+    NONE = "none"
+    STARTTLS = "starttls"
+    TLS = "tls"
+
+
+@dataclass(frozen=True)
+class SmtpConfig:
+    """One SMTP server and how to use it. All times are in seconds.
+
+    `data_timeout` is for the reply to the final dot: RFC 5321 section 4.5.3.2.6 asks for ten minutes, and less
+    makes duplicates. `ca_file` is a PEM file trusted besides the system's CAs. `helo_name` is the name said in
+    EHLO (default: this host's). A connection is recycled after `max_messages` or `max_age`, proved alive before
+    use after `idle_check` without mail, and not used again after `max_idle`.
+    """
+
+    host: str
+    port: int
+    username: str = ""
+    password: str = field(default="", repr=False)
+    security: Security = Security.AUTO
+    timeout: float = 30.0
+    data_timeout: float = 600.0
+    ca_file: str | None = None
+    helo_name: str | None = None
+    max_messages: int = 100
+    max_age: float = 300.0
+    idle_check: float = 5.0
+    max_idle: float = 60.0
+
+    @property
+    def server(self) -> str:
+        """The name of the server in messages to a human."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"SMTP server {host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """Who sends to whom (RFC 5321 section 2.3.1). `smtputf8`: the message itself needs RFC 6531."""
+
+    sender: str
+    recipient: str
+    smtputf8: bool = False
+
+
+def may_auth_in_clear(host: str, security: Security) -> bool:
+    """Whether a password may cross a connection without TLS: within this machine, or where told `none`."""
+    if security is Security.NONE or host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Session:
+    """One connection, open and logged in once constructed. Not thread-safe: the pool lends it to one thread.
+
+    Every method leaves it either ready for the next mail or closed, whatever it raises.
+    """
+
+    def __init__(self, config: SmtpConfig, tls_context: Callable[[], ssl.SSLContext]) -> None:
+        """Raises ServerUnavailable, ServerBusy or ServerRefuses. `tls_context` is called only if TLS is used."""
+        self._config = config
+        self._tls_context = tls_context
+        self._encrypted = False
+        self._client = smtplib.SMTP(local_hostname=config.helo_name or _own_name())
+        self._client.command_encoding = "utf-8"  # for SMTPUTF8 addresses; all else is ASCII
+        self.mails = 0
+        self.opened_at = time.monotonic()
+        try:
+            self._connect()
+            self._hello()
+            if not self._encrypted and config.security is not Security.NONE:
+                self._upgrade()
+            if config.username:
+                self._authenticate()
+        except BaseException:
+            self.close()
+            raise
+        self.idle_since = time.monotonic()
+
+    @property
+    def is_open(self) -> bool:
+        return self._client.sock is not None
+
+    def is_worn(self, now: float) -> bool:
+        """Whether it has carried its share of mails, or for long enough."""
+        return self.mails >= self._config.max_messages or now - self.opened_at >= self._config.max_age
+
+    def is_stale(self, now: float) -> bool:
+        return self.is_worn(now) or now - self.idle_since >= self._config.max_idle
+
+    def deliver(self, envelope: Envelope, message: bytes) -> Reply:
+        """Sends one mail and returns the reply to its final dot; raises a DeliveryError.
+
+        ServerUnavailable, and 421 at MAIL, mean that the server has not begun with this mail.
+        """
+        if time.monotonic() - self.idle_since >= self._config.idle_check:
+            self._prove_alive()
+        self.mails += 1
+        try:
+            return self._transaction(envelope, message)
+        except DeliveryError:
+            self._reset()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def quit(self) -> None:
+        """Says goodbye, without waiting for the answer: nothing depends on it, and it costs a round trip."""
+        if self.is_open:
+            try:
+                self._client.putcmd("QUIT")
+            except OSError:
+                log.debug("%s had closed before QUIT", self._config.server)
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    # One mail.
+
+    def _transaction(self, envelope: Envelope, message: bytes) -> Reply:
+        self._command(Stage.MAIL, f"MAIL FROM:<{envelope.sender}>{self._mail_parameters(envelope, message)}")
+        self._command(Stage.RCPT, f"RCPT TO:<{envelope.recipient}>")
+        self._command(Stage.DATA, "DATA", hoped_for=3)
+        self._write(message)
+        return self._final_reply()
+
+    def _mail_parameters(self, envelope: Envelope, message: bytes) -> str:
+        offered = self._client.esmtp_features
+        parameters = ""
+        if "size" in offered:
+            limit = int(offered["size"]) if offered["size"].isdecimal() else 0
+            if 0 < limit < len(message):  # RFC 1870 section 4: 0 means no limit
+                raise self._impossible(f"takes at most {limit} bytes, and the message has {len(message)}")
+            parameters += f" SIZE={len(message)}"
+        if "8bitmime" in offered and not message.isascii():
+            parameters += " BODY=8BITMIME"
+        if envelope.smtputf8 or not (envelope.sender + envelope.recipient).isascii():
+            if "smtputf8" not in offered:
+                raise self._impossible("does not offer SMTPUTF8 (RFC 6531), which this mail's address needs")
+            parameters += " SMTPUTF8"
+        return parameters
+
+    def _impossible(self, why: str) -> PermanentError:
+        return PermanentError(f"{self._config.server} {why}", stage=Stage.MAIL)
+
+    def _write(self, message: bytes) -> None:
+        # The final dot travels with the end of the message; alone it would cost a system call and a packet. An
+        # error here still means "not taken": the kernel took not all of it, and a server acts on nothing
+        # short of CRLF.CRLF (RFC 5321 section 4.1.1.4).
+        # In chunks, because the timeout of a plain socket's sendall is for the whole call, not for each step.
+        first = b"." if message.startswith(b".") else b""
+        last = b".\r\n" if message.endswith(b"\r\n") else b"\r\n.\r\n"
+        octets = memoryview(b"".join((first, message.replace(b"\n.", b"\n.."), last)))
+        try:
+            for start in range(0, len(octets), CHUNK):
+                self._client.send(octets[start : start + CHUNK])
+        except OSError as error:
+            raise self._broken(Stage.DATA, error) from error
+
+    def _final_reply(self) -> Reply:
+        self._sock.settimeout(self._config.data_timeout)
+        reply = self._reply(Stage.DOT)
+        self._sock.settimeout(self._config.timeout)
+        return self._judged(Stage.DOT, reply)
+
+    def _reset(self) -> None:
+        if self.is_open:
+            try:
+                code, _ = self._client.docmd("RSET")
+            except OSError:
+                code = -1
+            if code != 250:
+                self.close()
+
+    def _prove_alive(self) -> None:
+        try:
+            self._command(Stage.NOOP, "NOOP")
+        except DeliveryError as error:
+            self.quit()
+            raise ServerUnavailable(str(error), code=error.code, reply=error.reply, stage=Stage.NOOP) from error
+
+    # The opening.
+
+    def _connect(self) -> None:
+        config = self._config
+        try:
+            self._attach(socket.create_connection((config.host, config.port), config.timeout))
+        except (OSError, UnicodeError) as error:
+            why = reason(error, config.timeout)
+            raise ServerUnavailable(f"{config.server} cannot be reached: {why}", stage=Stage.CONNECT) from error
+        # Nagle would hold the last packet of a message back until the ACK of the one before, which is delayed.
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if config.security is Security.TLS or (config.security is Security.AUTO and config.port == 465):
+            self._encrypt()
+        self._judged(Stage.CONNECT, self._reply(Stage.CONNECT))
+
+    def _attach(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._client.sock = sock
+        self._client.file = None  # on STARTTLS: forgets replies that somebody slipped in before TLS
+
+    def _hello(self) -> None:
+        try:
+            code, text = self._client.ehlo()
+        except OSError as error:
+            raise self._broken(Stage.EHLO, error) from error
+        self._judged(Stage.EHLO, Reply.parse(code, text))
+
+    def _upgrade(self) -> None:
+        if "starttls" in self._client.esmtp_features:
+            self._command(Stage.STARTTLS, "STARTTLS")
+            self._encrypt()
+            self._hello()  # RFC 3207 section 4.2: what was offered in clear counts no longer
+        elif self._config.security is Security.STARTTLS:
+            raise ServerRefuses(
+                f"{self._config.server} does not offer STARTTLS, which SMTP_SECURITY=starttls requires",
+                stage=Stage.STARTTLS,
+            )
+
+    def _encrypt(self) -> None:
+        context = self._tls_context()
+        try:
+            self._attach(context.wrap_socket(self._sock, server_hostname=self._config.host))
+        except OSError as error:
+            raise self._broken(Stage.TLS, error) from error
+        self._encrypted = True
+
+    def _authenticate(self) -> None:
+        config = self._config
+        if not self._encrypted and not may_auth_in_clear(config.host, config.security):
+            raise ServerRefuses(
+                f"{config.server} offers no TLS, and a password is not sent in clear over a network: use a port "
+                "with TLS, or set SMTP_SECURITY=none if you trust this network",
+                stage=Stage.AUTH,
+            )
+        # Not smtplib's login: it wants ASCII, and tries a wrong password by every mechanism, up to a lock-out.
+        mechanisms = self._client.esmtp_features.get("auth", "").upper().split()
+        if "PLAIN" in mechanisms:
+            self._command(Stage.AUTH, f"AUTH PLAIN {_plain(config)}")
+        elif "LOGIN" in mechanisms:
+            self._command(Stage.AUTH, "AUTH LOGIN", hoped_for=3)
+            self._command(Stage.AUTH, _base64(config.username), hoped_for=3)
+            self._command(Stage.AUTH, _base64(config.password))
+        else:
+            raise ServerRefuses(
+                f"SMTP_USERNAME is set, but {config.server} offers neither AUTH PLAIN nor LOGIN "
+                f"(it offers: {' '.join(mechanisms) or 'none'})",
+                stage=Stage.AUTH,
+            )
+
+    # One command.
+
+    def _command(self, stage: Stage, line: str, hoped_for: int = 2) -> Reply:
+        """Sends a line; returns the reply if it begins with `hoped_for` (RFC 5321 section 4.2.1)."""
+        try:
+            self._client.putcmd(line)
+        except OSError as error:
+            raise self._broken(stage, error) from error
+        return self._judged(stage, self._reply(stage), hoped_for)
+
+    def _reply(self, stage: Stage) -> Reply:
+        try:
+            return Reply.parse(*self._client.getreply())
+        except OSError as error:
+            raise self._broken(stage, error) from error
+
+    def _judged(self, stage: Stage, reply: Reply, hoped_for: int = 2) -> Reply:
+        if reply.code // 100 == hoped_for:
+            return reply
+        if stage is Stage.AUTH:
+            reply = _without_secrets(reply, self._config)
+        error = refusal(self._config.server, stage, reply)
+        # No more mail over this connection if the server wants less or none of it (its share may be used up), or
+        # if the reply fits no command, for then nobody knows which one the next reply is for.
+        if isinstance(error, ServerBusy | ServerRefuses) or reply.code // 100 not in {4, 5}:
+            self.quit()
+        raise error
+
+    def _broken(self, stage: Stage, error: OSError) -> DeliveryError:
+        self.close()
+        patience = self._config.data_timeout if stage is Stage.DOT else self._config.timeout
+        return broken(self._config.server, stage, error, patience)
+
+
+@functools.cache
+def _own_name() -> str:
+    # Cached, for without DNS getfqdn takes seconds. RFC 5321 section 4.1.3: an address literal if no full name.
+    name = socket.getfqdn()
+    if "." in name:
+        return name
+    try:
+        return f"[{socket.gethostbyname(socket.gethostname())}]"
+    except OSError:
+        return "[127.0.0.1]"
+
+
+def _plain(config: SmtpConfig) -> str:
+    return _base64(f"\0{config.username}\0{config.password}")  # RFC 4616
+
+
+def _base64(text: str) -> str:
+    # surrogateescape: the bytes of an environment variable that is not UTF-8, as they are.
+    return b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
+
+
+def _without_secrets(reply: Reply, config: SmtpConfig) -> Reply:
+    # Some servers quote the line they refuse.
+    text = reply.text
+    for secret in filter(None, (_plain(config), _base64(config.password), config.password)):
+        text = text.replace(secret, "***")
+    return Reply(reply.code, text)

@@ -1,0 +1,127 @@
+"""Looks after what is due: lost wake-ups, killed workers, scheduled mail, retries. One daemon thread per node."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import redis
+
+from mail.delivery import Courier
+from mail.kinds import Lane
+from mail.leases import LeaseKeeper
+from mail.outbox import Due, Outbox
+
+logger = logging.getLogger(__name__)
+
+TICK = 1.0
+BUSY_TICK = 0.05
+CLEAN_EVERY = 60.0
+
+
+class WakeUps(Protocol):
+    """The way to a worker. Carries ids only."""
+
+    def publish(self, lane: Lane, due: Due) -> bool:
+        """Wake a worker up for one email; False when the broker did not take it."""
+        ...
+
+    def backlog(self, lane: Lane) -> int:
+        """How many wake-ups of this lane wait for a worker."""
+        ...
+
+
+class Sweeper:
+    """Publishes a wake-up for whatever is due, but never more than the lane can take; removes old records.
+
+    It is the node's watchdog too: when mail of its lanes is due, nothing holds it back, Redis answers, and yet
+    no worker anywhere has been woken for `deaf_after` seconds, then this node's consumer has died quietly, which
+    Celery workers have been seen to do after a broker restart. `on_deaf` must end the process.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        wake_ups: WakeUps,
+        courier: Courier,
+        leases: LeaseKeeper,
+        *,
+        lanes: Sequence[Lane],
+        node: str,
+        room: int,
+        deaf_after: float,
+        on_deaf: Callable[[], None],
+    ) -> None:
+        self._outbox = outbox
+        self._wake_ups = wake_ups
+        self._courier = courier
+        self._leases = leases
+        self._lanes = lanes
+        self._node = node
+        self._room = room
+        self._deaf_after = deaf_after
+        self._on_deaf = on_deaf
+        self._owed_since: dict[Lane, float] = {}
+        self._skip = 0
+        self._cleaned_at = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin sweeping in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for its last round."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        self._outbox_call(self._outbox.probe_soon)
+        pause = 0.0
+        while not self._stop.wait(pause):
+            more = [self._outbox_call(self._sweep, lane) for lane in self._lanes]
+            pause = BUSY_TICK if any(more) else TICK
+            if time.monotonic() - self._cleaned_at > CLEAN_EVERY:
+                self._outbox_call(self._clean)
+
+    def _outbox_call(self, call: Callable[..., bool | None], *args: Lane) -> bool:
+        try:
+            return bool(call(*args))
+        except redis.RedisError as error:
+            logger.warning("sweep: Redis does not answer: %s", type(error).__name__)
+        except Exception:
+            # This thread is the last line of defence: it must outlive a bug.
+            logger.exception("sweep failed")
+        self._owed_since.clear()
+        return False
+
+    def _sweep(self, lane: Lane) -> bool:
+        """One look at a lane. Returns whether there may be more to publish at once."""
+        room = max(0, self._room - self._wake_ups.backlog(lane))
+        found = self._outbox.sweep(lane, room, self._node)
+        published = [self._wake_ups.publish(lane, due) for due in found.due]
+        if not all(published):
+            raise ConnectionError("the broker does not take wake-ups")
+        self._watch(lane, owed=found.waiting > 0 and not found.held, woken=(found.now - found.last_wake_up) / 1000)
+        return room > 0 and len(found.due) == room
+
+    def _watch(self, lane: Lane, *, owed: bool, woken: float) -> None:
+        now = time.monotonic()
+        since = self._owed_since.get(lane)
+        if since is not None and (self._leases.count or now - woken > since or self._courier.last_wake_up > since):
+            del self._owed_since[lane]
+            since = None
+        if owed and since is None:
+            self._owed_since[lane] = now
+        elif since is not None and now - since > self._deaf_after:
+            logger.critical("mail is due in lane %s and no wake-up has come for %.0f s: ending", lane, now - since)
+            self._on_deaf()
+
+    def _clean(self) -> None:
+        removed, kept = self._outbox.clean(self._skip)
+        # Old emails that are still alive stay at the head of the index; step over them next time.
+        self._skip = self._skip + kept if removed + kept else 0
+        if not removed:
+            self._cleaned_at = time.monotonic()

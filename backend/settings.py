@@ -1,0 +1,209 @@
+"""Every environment variable, typed, in one place. Values come from the environment, then from `backend/.env`.
+
+Lists are comma-separated. `.env.example` holds the same names with a comment each (a test compares the two).
+"""
+
+import hashlib
+from datetime import timedelta
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mail.errors import ConfigurationError
+
+BACKEND = Path(__file__).resolve().parent
+ENV_FILE = BACKEND / ".env"
+KEY_FILE = BACKEND / ".outbox-key"
+
+
+class Scope(StrEnum):
+    """What an API key may do."""
+
+    SEND = "send"
+    CUSTOM = "custom"
+    BULK = "bulk"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class ApiKey(NamedTuple):
+    """One caller of the HTTP API. Only the digest of the key is kept in memory."""
+
+    name: str
+    scopes: frozenset[Scope]
+    digest: bytes
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The settings of one process, frozen. Build it with `get_settings()`."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    environment: Literal["development", "staging", "production"] = "development"
+
+    # Redis: outbox and, unless CELERY_BROKER_URL says otherwise, Celery's broker.
+    redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
+    celery_broker_url: SecretStr | None = None
+    key_prefix: str = Field("mail:", min_length=1, max_length=40, pattern=r"^[A-Za-z0-9_.:-]+$")
+
+    # SMTP
+    smtp_host: str = "127.0.0.1"
+    smtp_port: Port = 1025
+    smtp_username: str = ""
+    smtp_password: SecretStr = SecretStr("")
+    smtp_mail_from: str = "no-reply@lms.test"
+    smtp_from_name: str = ""
+    smtp_security: Literal["auto", "none", "starttls", "tls"] = "auto"
+    smtp_timeout: Seconds = 30
+    smtp_data_timeout: Seconds = 600
+    smtp_ca_file: Path | None = None
+    smtp_idempotency_header: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
+    mail_redirect_to: str = ""
+
+    # Accepting
+    api_keys: SecretStr = SecretStr("")
+    outbox_keys: SecretStr = SecretStr("")
+    allowed_link_hosts: CommaSeparated = ()
+    cors_origins: CommaSeparated = ()
+    recipient_hourly_limit: int = Field(5, ge=1)
+    max_body_bytes: int = Field(1_000_000, ge=1_000)
+    outbox_retention_days: int = Field(30, ge=1)
+
+    # Retrying: full jitter between a second and min(maximum, base * 2 ** attempts); about a day in all.
+    retry_base_seconds: Seconds = 10
+    retry_max_seconds: Seconds = 3600
+    retry_attempts: int = Field(50, ge=1)
+
+    # Workers
+    worker_concurrency: int = Field(20, ge=1, le=1000)
+    lease_seconds: float = Field(20, ge=2)
+    watchdog_seconds: Seconds = 60
+
+    # Brand, shown in every mail
+    brand_name: str = "Example Academy"
+    brand_url: str = "https://lms.example.com"
+    brand_support_email: str = "support@lms.example.com"
+    brand_address: str = ""
+    brand_color: str = Field("#1f5eff", pattern=r"^#[0-9a-fA-F]{6}$")
+
+    # Where things listen; the shell scripts and the local stack read these too.
+    api_host: str = "127.0.0.1"
+    api_port: Port = 8000
+    flower_address: str = "127.0.0.1"
+    flower_port: Port = 5555
+    flower_basic_auth: SecretStr = SecretStr("")
+    flower_read_only: bool = True
+    inbox_port: Port = 8025
+    stop_grace_seconds: int = Field(60, ge=1)
+
+    @property
+    def development(self) -> bool:
+        return self.environment == "development"
+
+    @property
+    def broker_url(self) -> str:
+        return (self.celery_broker_url or self.redis_url).get_secret_value()
+
+    @property
+    def lease(self) -> timedelta:
+        return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def retention(self) -> timedelta:
+        return timedelta(days=self.outbox_retention_days)
+
+    @property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The callers of the HTTP API, parsed from `API_KEYS` (`name:scope+scope:key`, comma-separated)."""
+        return tuple(_parse_key(entry) for entry in _entries(self.api_keys))
+
+    @property
+    def outbox_key_list(self) -> tuple[str, ...]:
+        """Fernet keys for secret fields, newest first."""
+        return tuple(_entries(self.outbox_keys))
+
+    @model_validator(mode="after")
+    def _guard_production(self) -> Self:
+        names = [key.name for key in self.keys]
+        if len(set(names)) != len(names):
+            raise ValueError("API_KEYS: two keys have the same name; idempotency is kept per name")
+        if self.development:
+            return self
+        missing = [
+            name
+            for name, value in (
+                ("API_KEYS", self.keys),
+                ("OUTBOX_KEYS", self.outbox_key_list),
+                ("ALLOWED_LINK_HOSTS", self.allowed_link_hosts),
+            )
+            if not value
+        ]
+        if "smtp_mail_from" not in self.model_fields_set:
+            missing.append("SMTP_MAIL_FROM")
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: required when ENVIRONMENT is {self.environment}")
+        if any(len(entry.rsplit(":", 1)[-1]) < 24 for entry in _entries(self.api_keys)):
+            raise ValueError("API_KEYS: a key has fewer than 24 characters; make one with: openssl rand -hex 24")
+        return self
+
+
+def _entries(value: SecretStr) -> list[str]:
+    return [entry.strip() for entry in value.get_secret_value().split(",") if entry.strip()]
+
+
+def _parse_key(entry: str) -> ApiKey:
+    name, _, rest = entry.partition(":")
+    scopes, _, key = rest.partition(":")
+    try:
+        parsed = frozenset(Scope(scope) for scope in scopes.split("+"))
+    except ValueError:
+        parsed = frozenset()
+    if not (name and parsed and key):
+        raise ValueError("API_KEYS: each entry must read name:scope+scope:key, with scopes from " + ", ".join(Scope))
+    return ApiKey(name, parsed, hashlib.sha256(key.encode()).digest())
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the settings once per process.
+
+    Raises:
+        ConfigurationError: names every wrong setting and what it must look like; never shows a value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = [
+            ": ".join([*(str(part).upper() for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")])
+            for fault in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError("Wrong settings (environment or backend/.env):\n  " + "\n  ".join(faults)) from None

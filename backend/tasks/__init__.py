@@ -1,0 +1,1 @@
+"""The Celery side: thin named tasks and what runs beside them in a worker node."""

@@ -1,0 +1,83 @@
+"""One thin Celery task per kind: wake the courier, and tell Celery the truth about the outcome.
+
+A task's argument is the email id and its task id is the same; content, state and schedule are in the outbox.
+"""
+
+import re
+from typing import Any, NoReturn
+
+import redis
+from celery import Task
+from celery.exceptions import Ignore, Retry
+
+from celery_app import app
+from mail.delivery import Ended
+from mail.errors import UnknownEmail
+from mail.fields import mask_address
+from mail.kinds import (
+    CertificateEmail,
+    CourseEnrollmentEmail,
+    CustomEmail,
+    Email,
+    EmailVerificationEmail,
+    PasswordResetEmail,
+    WelcomeEmail,
+)
+from mail.records import CELERY_STATUS
+from utils.composition import get_courier
+from utils.wake_ups import task_name
+
+_ADDRESS = re.compile(r"[^\s<>()\"',;:]+@[\w.-]+")
+
+
+class EmailFailed(Exception):
+    """The email ended as a dead letter; the text is the reason in its record, addresses masked."""
+
+
+class EmailWaits(Exception):
+    """The email waits for its next attempt; the outbox knows when."""
+
+
+def _sends(kind: type[Email]) -> "Task[Any, Any]":
+    @app.task(name=task_name(kind.name_of_kind()), bind=True, throws=(EmailFailed,))
+    def task(self: "Task[Any, Any]", email_id: str) -> str:
+        return _wake(self, email_id)
+
+    return task
+
+
+def _wake(task: "Task[Any, Any]", email_id: str) -> str:
+    try:
+        ended = get_courier().wake(email_id, worker=task.request.hostname or "")
+    except UnknownEmail:
+        return "unknown: no such email in the outbox"
+    except redis.RedisError as error:
+        # Acknowledge and let the sweep come back: handing it back to a broker that is up would spin.
+        raise Retry(exc=EmailWaits(f"Redis does not answer: {type(error).__name__}")) from None
+    status = CELERY_STATUS[ended.state]
+    if status == "SUCCESS":
+        return ended.state
+    if status == "FAILURE":
+        raise EmailFailed(_masked(ended))
+    if status == "REVOKED":
+        _revoked(task, ended)
+    # Raised, not called: Celery publishes nothing and keeps no ETA in memory.
+    raise Retry(f"next look in {ended.seconds} s", EmailWaits(_masked(ended)))
+
+
+def _revoked(task: "Task[Any, Any]", ended: Ended) -> NoReturn:
+    # There is no exception for "revoked" that a task may raise; this is the event that Flower reads.
+    task.send_event("task-revoked", terminated=False, signum=None, expired=ended.state == "expired")
+    raise Ignore(_masked(ended))
+
+
+def _masked(ended: Ended) -> str:
+    return _ADDRESS.sub(lambda found: mask_address(found.group()), f"{ended.state}: {ended.detail}")
+
+
+send_welcome_email_task = _sends(WelcomeEmail)
+send_password_reset_email_task = _sends(PasswordResetEmail)
+send_email_verification_task = _sends(EmailVerificationEmail)
+send_course_enrollment_email_task = _sends(CourseEnrollmentEmail)
+send_certificate_email_task = _sends(CertificateEmail)
+send_custom_email_task = _sends(CustomEmail)

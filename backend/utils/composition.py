@@ -1,0 +1,153 @@
+"""The one place where settings become objects. Each is built once per process, when it is first needed."""
+
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import redis
+from cryptography.fernet import Fernet
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from mail.delivery import Courier, RetryPolicy
+from mail.leases import LeaseKeeper
+from mail.message import Sender
+from mail.outbox import Numbers, Outbox
+from mail.policy import Policy
+from mail.rendering import Brand, Renderer
+from mail.smtp import Security, SmtpConfig, SmtpTransport
+from mail.vault import Vault
+from settings import BACKEND, KEY_FILE, Settings, get_settings
+from utils.service import EmailService
+from utils.wake_ups import CeleryWakeUps
+
+PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
+WORKER_TIMEOUT = 5.0
+
+
+@lru_cache(maxsize=1)
+def get_service() -> EmailService:
+    """Renders and sends; needs neither Redis nor Celery."""
+    settings = get_settings()
+    return EmailService(
+        renderer=Renderer(
+            BACKEND / "templates" / "emails",
+            Brand(
+                name=settings.brand_name,
+                url=settings.brand_url,
+                support_email=settings.brand_support_email,
+                address=settings.brand_address,
+                color=settings.brand_color,
+            ),
+            auto_reload=settings.development,
+        ),
+        transport=_transport(settings),
+        sender=Sender(
+            address=settings.smtp_mail_from,
+            name=settings.smtp_from_name or settings.brand_name,
+            redirect_to=settings.mail_redirect_to,
+            idempotency_header=settings.smtp_idempotency_header,
+        ),
+    )
+
+
+def _transport(settings: Settings) -> SmtpTransport:
+    return SmtpTransport(
+        SmtpConfig(
+            host=settings.smtp_host,
+            port=settings.smtp_port,
+            username=settings.smtp_username,
+            password=settings.smtp_password.get_secret_value(),
+            security=Security(settings.smtp_security),
+            timeout=settings.smtp_timeout,
+            data_timeout=settings.smtp_data_timeout,
+            ca_file=str(settings.smtp_ca_file) if settings.smtp_ca_file else None,
+        )
+    )
+
+
+@lru_cache(maxsize=1)
+def get_policy() -> Policy:
+    """What this installation allows in an email."""
+    settings = get_settings()
+    return Policy(link_hosts=settings.allowed_link_hosts, test_domains=settings.development)
+
+
+@lru_cache(maxsize=1)
+def get_outbox() -> Outbox:
+    """The outbox of a process that accepts: it fails fast."""
+    return _outbox(PRODUCER_TIMEOUT)
+
+
+@lru_cache(maxsize=1)
+def get_worker_outbox() -> Outbox:
+    """The outbox of a worker node: patient with a slow disk."""
+    return _outbox(WORKER_TIMEOUT)
+
+
+def _outbox(timeout: float) -> Outbox:
+    settings = get_settings()
+    client = redis.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        # redis-py would retry ten times, and repeat calls that timed out; the outbox decides that itself.
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Outbox(
+        client,
+        prefix=settings.key_prefix,
+        vault=Vault(settings.outbox_key_list or (_development_key(KEY_FILE),)),
+        numbers=Numbers(
+            lease=settings.lease,
+            retention=settings.retention,
+            recipient_hourly_limit=settings.recipient_hourly_limit,
+        ),
+    )
+
+
+def _development_key(path: Path) -> str:
+    """The key shared by web and worker on a developer's machine. Whoever comes first makes it."""
+    if not path.exists():
+        descriptor, draft = tempfile.mkstemp(dir=path.parent)  # mode 0600
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(draft)
+    return path.read_text().strip()
+
+
+@lru_cache(maxsize=1)
+def get_wake_ups() -> CeleryWakeUps:
+    """The way to the workers."""
+    from celery_app import app
+
+    return CeleryWakeUps(app)
+
+
+@lru_cache(maxsize=1)
+def get_leases() -> LeaseKeeper:
+    """The leases of this worker process."""
+    return LeaseKeeper(get_worker_outbox())
+
+
+@lru_cache(maxsize=1)
+def get_courier() -> Courier:
+    """Delivers from the outbox, in worker nodes."""
+    settings = get_settings()
+    policy = RetryPolicy(
+        base=settings.retry_base_seconds, maximum=settings.retry_max_seconds, attempts=settings.retry_attempts
+    )
+    return Courier(get_worker_outbox(), get_service().deliver, get_leases(), policy)
+
+
+def close() -> None:
+    """Say QUIT to the SMTP server; the process is about to end."""
+    if get_service.cache_info().currsize:
+        get_service().close()

@@ -1,0 +1,243 @@
+"""Sending email now: the direct forms. They need no Redis and no Celery.
+
+    send_x_sync(...)         blocks until the SMTP server has answered  → Delivery
+    await send_x(...)        the same in a thread                       → Delivery
+    send_x_async(...)        queues and returns at once                 → email id   (utils/email_async.py)
+
+Every form takes the fields of its kind: `to` is one address; names have 1 to 100 characters; URLs begin with
+http(s)://. `reply_to` is one address; `from_name` replaces the sender's display name.
+
+All of them raise InvalidEmail (a field is wrong: names it and the fix), PermanentError (the server refuses this
+mail), or TransientError (not now: the server cannot be reached, is busy, or refuses us). A mail sent this way is
+tried once and leaves no record; what must not be lost goes through utils.email_async.
+"""
+
+import asyncio
+
+from mail.delivery import Delivery
+from mail.kinds import (
+    AnyEmail,
+    CertificateEmail,
+    CourseEnrollmentEmail,
+    CustomEmail,
+    EmailVerificationEmail,
+    PasswordResetEmail,
+    WelcomeEmail,
+    new,
+)
+from utils.composition import get_policy, get_service
+from utils.service import EmailService
+
+__all__ = [
+    "Delivery",
+    "EmailService",
+    "send",
+    "send_certificate_email",
+    "send_certificate_email_sync",
+    "send_course_enrollment_email",
+    "send_course_enrollment_email_sync",
+    "send_custom_email",
+    "send_custom_email_sync",
+    "send_email_verification",
+    "send_email_verification_sync",
+    "send_password_reset_email",
+    "send_password_reset_email_sync",
+    "send_sync",
+    "send_welcome_email",
+    "send_welcome_email_sync",
+]
+
+
+def send_sync(email: AnyEmail) -> Delivery:
+    """Send an email of any kind and return when the SMTP server has taken it."""
+    get_policy().check(email)
+    return get_service().deliver(email)
+
+
+async def send(email: AnyEmail) -> Delivery:
+    """Send an email of any kind without blocking the event loop."""
+    return await asyncio.to_thread(send_sync, email)
+
+
+def send_welcome_email_sync(
+    to: str, name: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Greet a person whose account was just made."""
+    return send_sync(new(WelcomeEmail, to=to, name=name, reply_to=reply_to, from_name=from_name))
+
+
+async def send_welcome_email(
+    to: str, name: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Greet a person whose account was just made."""
+    return await send(new(WelcomeEmail, to=to, name=name, reply_to=reply_to, from_name=from_name))
+
+
+def send_password_reset_email_sync(
+    to: str, name: str, reset_url: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Send the link that sets a new password. A newer one replaces an older one that still waits."""
+    return send_sync(
+        new(PasswordResetEmail, to=to, name=name, reset_url=reset_url, reply_to=reply_to, from_name=from_name)
+    )
+
+
+async def send_password_reset_email(
+    to: str, name: str, reset_url: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Send the link that sets a new password. A newer one replaces an older one that still waits."""
+    return await send(
+        new(PasswordResetEmail, to=to, name=name, reset_url=reset_url, reply_to=reply_to, from_name=from_name)
+    )
+
+
+def send_email_verification_sync(
+    to: str, name: str, verification_url: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Ask a person to confirm an address. A newer one replaces an older one that still waits."""
+    return send_sync(
+        new(
+            EmailVerificationEmail,
+            to=to,
+            name=name,
+            verification_url=verification_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+async def send_email_verification(
+    to: str, name: str, verification_url: str, *, reply_to: str | None = None, from_name: str | None = None
+) -> Delivery:
+    """Ask a person to confirm an address. A newer one replaces an older one that still waits."""
+    return await send(
+        new(
+            EmailVerificationEmail,
+            to=to,
+            name=name,
+            verification_url=verification_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+def send_course_enrollment_email_sync(
+    to: str,
+    name: str,
+    course_name: str,
+    course_url: str,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Tell a person that they are enrolled in a course."""
+    return send_sync(
+        new(
+            CourseEnrollmentEmail,
+            to=to,
+            name=name,
+            course_name=course_name,
+            course_url=course_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+async def send_course_enrollment_email(
+    to: str,
+    name: str,
+    course_name: str,
+    course_url: str,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Tell a person that they are enrolled in a course."""
+    return await send(
+        new(
+            CourseEnrollmentEmail,
+            to=to,
+            name=name,
+            course_name=course_name,
+            course_url=course_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+def send_certificate_email_sync(
+    to: str,
+    name: str,
+    course_name: str,
+    certificate_url: str,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Hand over the certificate of a finished course."""
+    return send_sync(
+        new(
+            CertificateEmail,
+            to=to,
+            name=name,
+            course_name=course_name,
+            certificate_url=certificate_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+async def send_certificate_email(
+    to: str,
+    name: str,
+    course_name: str,
+    certificate_url: str,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Hand over the certificate of a finished course."""
+    return await send(
+        new(
+            CertificateEmail,
+            to=to,
+            name=name,
+            course_name=course_name,
+            certificate_url=certificate_url,
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+    )
+
+
+def send_custom_email_sync(
+    to: str,
+    subject: str,
+    html: str | None = None,
+    text: str | None = None,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Send a subject and a body of your own: `html` (sanitised), `text`, or both. Never compiled as a template."""
+    email = new(CustomEmail, to=to, subject=subject, html=html, text=text, reply_to=reply_to, from_name=from_name)
+    return send_sync(email)
+
+
+async def send_custom_email(
+    to: str,
+    subject: str,
+    html: str | None = None,
+    text: str | None = None,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> Delivery:
+    """Send a subject and a body of your own: `html` (sanitised), `text`, or both. Never compiled as a template."""
+    email = new(CustomEmail, to=to, subject=subject, html=html, text=text, reply_to=reply_to, from_name=from_name)
+    return await send(email)

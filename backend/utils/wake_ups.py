@@ -1,0 +1,75 @@
+"""Publishes wake-ups through Celery: a task per kind, the email id as its only argument."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+
+from mail.fields import mask_address
+from mail.kinds import KINDS, Lane
+from mail.outbox import Due
+
+logger = logging.getLogger(__name__)
+
+
+def task_name(kind: str) -> str:
+    """The Celery task that sends emails of this kind."""
+    return f"tasks.email_tasks.send_{KINDS[kind].noun()}_task"
+
+
+class CeleryWakeUps:
+    """Wake-ups over Celery's broker.
+
+    A wake-up is worth little time: the email is safe in the outbox, and the sweep wakes it within seconds. But
+    publishing to a frozen broker can take minutes, in three layers of retries. So it happens in one thread of its
+    own, and nobody waits for it longer than `patience` seconds.
+    """
+
+    def __init__(self, app: Celery, *, patience: float = 0.5) -> None:
+        self._app = app
+        self._patience = patience
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wake-ups")
+        self._stuck = False
+
+    def publish(self, lane: Lane, due: Due) -> bool:
+        """Wake a worker up for one email; False when the broker did not take it in time. Never raises."""
+        if self._stuck:
+            return False
+        sending = self._thread.submit(self._send, lane, due)
+        try:
+            sending.result(timeout=self._patience)
+        except FutureTimeout:
+            self._stuck = True
+            sending.add_done_callback(lambda _: setattr(self, "_stuck", False))
+        except (OperationalError, KombuError, OSError) as error:
+            logger.warning("wake-up of %s not published, the sweep will: %s", due.id, type(error).__name__)
+        else:
+            return True
+        return False
+
+    def _send(self, lane: Lane, due: Due) -> None:
+        self._app.send_task(
+            task_name(due.kind),
+            args=[due.id],
+            task_id=due.id,
+            queue=lane,
+            # What Flower and the worker's log show.
+            argsrepr=f"('{due.id}', '{mask_address(due.to)}')",
+            kwargsrepr="{}",
+            ignore_result=True,
+            retry=False,
+        )
+
+    def backlog(self, lane: Lane) -> int:
+        """How many wake-ups of this lane wait for a worker, on any broker that Celery knows.
+
+        Raises:
+            OSError: the broker cannot be reached.
+        """
+        with self._app.connection_or_acquire() as connection:
+            try:
+                return int(connection.default_channel.queue_declare(lane, passive=True).message_count)
+            except connection.channel_errors:
+                return 0  # nobody has put anything into it yet
