@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
 
 from api import emails, health, problems, tasks
+from api.limits import BodyLimit
 from mail.errors import ConfigurationError
 from settings import Settings, get_settings
 from utils.composition import close, get_outbox
@@ -35,9 +36,9 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         description="Accepts emails for the learning-management system, keeps them, and sends them.",
         lifespan=_lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     problems.install(app)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

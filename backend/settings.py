@@ -1,9 +1,11 @@
-"""Every environment variable, typed, in one place. Values come from the environment, then from `backend/.env`.
+"""Every environment variable, typed, in one place. Values come from the environment, then from `backend/.env`
+(or the file that ENV_FILE names).
 
 Lists are comma-separated. `.env.example` holds the same names with a comment each (a test compares the two).
 """
 
 import hashlib
+import os
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -17,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from mail.errors import ConfigurationError
 
 BACKEND = Path(__file__).resolve().parent
-ENV_FILE = BACKEND / ".env"
+ENV_FILE = Path(os.environ.get("ENV_FILE") or BACKEND / ".env")
 KEY_FILE = BACKEND / ".outbox-key"
 
 

@@ -23,6 +23,7 @@ from mail.errors import (
 from mail.kinds import field_error
 
 MEDIA_TYPE = "application/problem+json"
+TOO_LARGE = "The request is larger than MAX_BODY_BYTES allows."
 
 
 class FieldProblem(BaseModel):
@@ -102,7 +103,6 @@ async def _on_http(_: Request, error: Exception) -> JSONResponse:
     details = {
         404: "There is nothing at this address.",
         405: "This address does not take this method.",
-        413: "The request is larger than MAX_BODY_BYTES allows.",
     }
     detail = (
         details.get(error.status_code, "") if error.detail == HTTPStatus(error.status_code).phrase else error.detail
@@ -145,8 +145,34 @@ async def _on_crash(_: Request, __: Exception) -> JSONResponse:
     return problem(500, "Something went wrong on our side. The fault is in the server's log.")
 
 
+def describe(schema: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI description that knows problems, and nothing of FastAPI's own validation error."""
+    schemas = schema["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    reference = "#/components/schemas/{model}"
+    for model in (Problem, FieldProblem):
+        schemas[model.__name__] = model.model_json_schema(ref_template=reference)
+        schemas[model.__name__].pop("$defs", None)
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        answer = operation["responses"].get("422", {})
+        if "application/json" in answer.get("content", {}):
+            del operation["responses"]["422"]
+    return schema
+
+
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+    """Answer every error of the application with a problem, and say so in its OpenAPI description."""
+    plain = app.openapi
+    described: list[dict[str, Any]] = []
+
+    def openapi() -> dict[str, Any]:
+        if not described:
+            described.append(describe(plain()))
+        return described[0]
+
+    # FastAPI's documented way to extend the description.
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     for kind in (InvalidEmail, UnknownEmail, WrongState, IdempotencyConflict, RecipientLimited, OutboxUnavailable):

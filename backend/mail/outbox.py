@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import redis
-from redis.commands.core import Script
 
 from mail.errors import (
     ConfigurationError,
@@ -144,7 +143,7 @@ class Outbox:
         self._regained = float("-inf")
         common = (SCRIPTS / "_common.lua").read_text() + (SCRIPTS / "_limit.lua").read_text()
         self._scripts = {
-            path.stem: _script(client, path.read_text(), common)
+            path.stem: _Script.assemble(path.read_text(), common)
             for path in SCRIPTS.glob("*.lua")
             if not path.stem.startswith("_")
         }
@@ -476,11 +475,11 @@ class Outbox:
         frozen Redis would be waited for twice."""
         values = [self._prefix, *(str(argument) for argument in arguments)]
         try:
-            reply = self._scripts[script](args=values)
+            reply = self._call(self._scripts[script], values)
         except redis.ConnectionError as error:
             if _refused(error):
                 raise
-            reply = self._scripts[script](args=values)
+            reply = self._call(self._scripts[script], values)
         received = time.monotonic()
         if received - self._last_contact > self._gap:
             self._regained = received
@@ -488,6 +487,13 @@ class Outbox:
         stamp = reply[1] if isinstance(reply[0], str) else reply[0]
         self._clock_offset = stamp / 1000 - received
         return reply
+
+    def _call(self, script: "_Script", values: Sequence[str]) -> Any:
+        try:
+            return self._redis.evalsha(script.digest, 0, *values)
+        except redis.exceptions.NoScriptError:
+            # Not SCRIPT LOAD, as redis-py's own helper does: a full Redis refuses that, and delivering must go on.
+            return self._redis.eval(script.source, 0, *values)
 
     def _deadline(self) -> int:
         """The Redis time after which a script must do nothing, because its caller has given up.
@@ -514,9 +520,15 @@ def nearly_full(memory: Mapping[str, Any]) -> bool:
     return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
 
 
-def _script(client: "redis.Redis", source: str, common: str) -> Script:
-    shebang, _, body = source.partition("\n")
-    return client.register_script(f"{shebang}\n{common}\n{body}")
+class _Script(NamedTuple):
+    source: str
+    digest: str
+
+    @classmethod
+    def assemble(cls, source: str, common: str) -> "_Script":
+        shebang, _, body = source.partition("\n")
+        whole = f"{shebang}\n{common}\n{body}"
+        return cls(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
 
 
 def _ms(value: datetime | timedelta | None) -> int:
