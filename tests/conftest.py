@@ -1,6 +1,5 @@
 """Fixtures for every test: a real Valkey, a real SMTP server, and settings that come from nowhere else."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +10,10 @@ import pytest
 os.environ["ENV_FILE"] = os.devnull
 
 import redis
-import utils.composition
-from cryptography.fernet import Fernet
-from settings import get_settings
+
 from support.processes import Valkey
+from support.service import forget_settings, service_env
 from support.smtp_server import SmtpServer
-
-ALL = "send+custom+bulk+read+admin"
-API_KEYS = f"all:{ALL}:all-key,other:{ALL}:other-key,sender:send:send-key,reader:read:read-key"
-
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -36,33 +29,9 @@ def smtp() -> Iterator[SmtpServer]:
         yield server
 
 
-def service_env(redis_url: str, smtp: SmtpServer, **more: str) -> dict[str, str]:
-    """The environment of a service on these two servers, with a key prefix of its own."""
-    return {
-        "ENV_FILE": os.devnull,
-        "ENVIRONMENT": "development",
-        "REDIS_URL": redis_url,
-        "KEY_PREFIX": f"t{os.getpid()}-{next(_numbers)}:",
-        "SMTP_HOST": smtp.host,
-        "SMTP_PORT": str(smtp.port),
-        "SMTP_MAIL_FROM": "no-reply@lms.example.com",
-        "SMTP_FROM_NAME": "Example Academy",
-        "OUTBOX_KEYS": Fernet.generate_key().decode(),
-        "API_KEYS": API_KEYS,
-        **more,
-    }
-
-
 @pytest.fixture
 def env(valkey: Valkey, smtp: SmtpServer) -> dict[str, str]:
     return service_env(valkey.url, smtp)
-
-
-def _forget() -> None:
-    get_settings.cache_clear()
-    for value in vars(utils.composition).values():
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()
 
 
 @pytest.fixture
@@ -72,13 +41,11 @@ def configure(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def apply(**more: str) -> None:
         for name, value in {**env, **more}.items():
             monkeypatch.setenv(name, value)
-        _forget()
+        forget_settings()
 
     apply()
     yield apply
-    if utils.composition.get_service.cache_info().currsize:
-        utils.composition.get_service().close()
-    _forget()
+    forget_settings()
 
 
 @pytest.fixture

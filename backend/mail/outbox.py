@@ -461,6 +461,10 @@ class Outbox:
             "slowed": {"reason": pace["reason"], "since": moment(pace["since"])} if pace else None,
         }
 
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self._redis.close()
+
     # The wire
 
     @property

@@ -148,6 +148,7 @@ def get_courier() -> Courier:
 
 
 def close() -> None:
-    """Say QUIT to the SMTP server; the process is about to end."""
-    if get_service.cache_info().currsize:
-        get_service().close()
+    """Close every connection; the process is about to end."""
+    for build in (get_service, get_outbox, get_worker_outbox, get_wake_ups):
+        if build.cache_info().currsize:
+            build().close()

@@ -16,7 +16,8 @@ and raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyCo
 """
 
 from datetime import datetime
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic cannot read the one of typing before Python 3.12
 
 from mail.errors import FieldError, InvalidEmail, UnknownEmail
 from mail.kinds import (

@@ -73,3 +73,7 @@ class CeleryWakeUps:
                 return int(connection.default_channel.queue_declare(lane, passive=True).message_count)
             except connection.channel_errors:
                 return 0  # nobody has put anything into it yet
+
+    def close(self) -> None:
+        """End the thread that publishes."""
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,59 @@
+"""Services in real processes: Valkey, a worker node, the API and an SMTP server to send to."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.processes import Valkey
+from support.service import Service, forget_settings, service_env
+from support.smtp_server import SmtpServer
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """`build(NAME="value")`: a service of the test's own that may be hurt. Nothing but Valkey runs yet."""
+    services: list[Service] = []
+    servers: list[SmtpServer] = []
+
+    def make(smtp: SmtpServer | None = None, **env: str) -> Service:
+        if smtp is None:
+            smtp = SmtpServer()
+            smtp.start()
+            servers.append(smtp)
+        valkey = Valkey(tmp_path).start()
+        service = Service(valkey, smtp, service_env(valkey.url, smtp, **env), tmp_path, [valkey])
+        services.append(service)
+        return service
+
+    yield make
+    for service in services:
+        service.close()
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running service that the tests of a module share and do not hurt."""
+    directory = tmp_path_factory.mktemp("service")
+    with SmtpServer() as smtp:
+        valkey = Valkey(directory).start()
+        env = service_env(valkey.url, smtp, RETRY_BASE_SECONDS="1", RETRY_MAX_SECONDS="1", LEASE_SECONDS="5")
+        running = Service(valkey, smtp, env, directory, [valkey])
+        try:
+            running.worker()
+            running.api()
+            yield running
+        finally:
+            running.close()
+
+
+@pytest.fixture
+def as_client(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process becomes a client of the shared service, as an LMS backend is."""
+    for name, value in service.env.items():
+        monkeypatch.setenv(name, value)
+    forget_settings()
+    yield
+    forget_settings()
