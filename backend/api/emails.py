@@ -69,7 +69,7 @@ async def send_email(
         send_at=times.send_at,
         expires_at=times.expires_at,
         idempotency_key=idempotency_key,
-        scope=caller.name,
+        scope=f"api:{caller.name}",
     )
     if accepted.replayed:
         response.headers["Idempotent-Replayed"] = "true"

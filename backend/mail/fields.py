@@ -10,7 +10,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, HttpUrl, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AnyUrl, HttpUrl, StringConstraints, TypeAdapter, ValidationError
 
 MAX_LINK = 2_048
 MAX_BODY = 500_000
@@ -36,6 +36,27 @@ _URL = re.compile(
 _PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _http_url = TypeAdapter(HttpUrl)
+_any_url = TypeAdapter(AnyUrl)
+
+
+def is_visible(text: str) -> bool:
+    """Whether a reader would see anything: more than spaces, line breaks and characters without a width."""
+    return any(unicodedata.category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
+
+
+def host_of(link: str) -> str | None:
+    """Where a browser would go (WHATWG URL, which reads `https://a\\@b` as host a), in lower case and punycode.
+
+    None when it would go nowhere, or when a user name stands before the host: `https://lms.example.com@evil.example`
+    looks like another place than it is.
+    """
+    try:
+        parsed = _any_url.validate_python(link)
+    except ValidationError:
+        return None
+    if parsed.host is None or parsed.username is not None or parsed.password is not None:
+        return None
+    return parsed.host.lower()
 
 
 def _printable(value: str) -> str:
@@ -51,7 +72,7 @@ def _printable(value: str) -> str:
 def _body(value: str) -> str:
     if _CONTROL.search(value):
         raise ValueError("must not contain control characters other than line breaks and tabs")
-    return value
+    return _not_blank(value)
 
 
 def _header_text(value: str) -> str:
@@ -59,7 +80,7 @@ def _header_text(value: str) -> str:
 
 
 def _not_blank(value: str) -> str:
-    if not value:
+    if not is_visible(value):
         raise ValueError("must not be blank")
     return value
 

@@ -5,16 +5,20 @@ functions; its class variables say how it travels. Task names, lanes, templates,
 OpenAPI examples are derived from it. docs/adding-a-kind.md shows how to add one.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, get_args
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mail.errors import FieldError, InvalidEmail
 from mail.fields import Address, Body, HeaderText, Link, Name, Secret, mask_address
+
+SHORTEST_SECRET = 8  # characters; shorter parts of a link are words like "reset"
 
 P = ParamSpec("P")
 E = TypeVar("E", bound="Email")
@@ -96,13 +100,15 @@ class Email(BaseModel, ABC):
     def scrub(self, text: str) -> str:
         """Take this email's secrets out of words that came from elsewhere, such as an SMTP reply.
 
-        A content filter may quote the mail it refuses; its reply goes into the record and into logs.
+        A content filter may quote the mail it refuses, whole or in part; its reply goes into records and logs.
         """
         for name in self.secret_fields():
             value = str(getattr(self, name))
-            for part in (value, *value.split("?", 1), *value.split("/"), *value.replace("&", "=").split("=")):
-                if len(part) >= 8:
-                    text = text.replace(part, "***")
+            url = urlsplit(value)
+            parts = {url.path, url.query, url.fragment, *url.path.split("/"), *re.split("[&=]", url.query)}
+            for part in (value, *sorted(parts, key=len, reverse=True)):
+                if len(part) >= SHORTEST_SECRET:
+                    text = text.replace(part, "***").replace(unquote(part), "***")
         return text
 
     def __repr__(self) -> str:

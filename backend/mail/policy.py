@@ -3,16 +3,24 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from html.parser import HTMLParser
-from urllib.parse import urlsplit
 
 from mail.errors import FieldError, InvalidEmail
-from mail.fields import WebAddress
+from mail.fields import WebAddress, host_of, is_visible
 from mail.kinds import AnyEmail, CustomEmail
 from mail.rendering import sanitise
 
-# What mail programs turn into a link in plain text.
-_LINK_IN_TEXT = re.compile(r"(?:[a-z][a-z0-9+.-]*://|\bwww\.)[^\s<>\"']+", re.IGNORECASE)
+# What mail programs turn into a link in plain text. A run of scheme characters is tried from its start only: tried
+# from each of its characters, half a megabyte of them takes minutes.
+_LINK_IN_TEXT = re.compile(
+    r"(?:(?<![a-z0-9+.-])[a-z0-9+.-]*://|(?<![a-z0-9])www\.)[^\s<>\"']+",
+    re.IGNORECASE,
+)
+# "See https://lms.example.com/." links to the address without the full stop.
+_SENTENCE_END = re.compile(r"[^\w/]+$")
+# Where one of these begins or ends, words run on, in HTML and in the text made of it.
+_INLINE = frozenset("a abbr b code del em i img ins q s small span strong sub sup u".split())
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class Policy:
         """Raises:
         InvalidEmail: names each field and the rule it breaks.
         """
-        errors = [*self._recipient(email), *self._links(email)]
+        errors = [*self._recipient(email), *self._fields(email)]
+        if isinstance(email, CustomEmail):
+            errors += self._content(email)
         if errors:
             raise InvalidEmail(errors)
 
@@ -39,45 +49,82 @@ class Policy:
         if email.to.endswith((".test", "@test")) and not self.test_domains:
             yield FieldError("to", "addresses under .test are accepted in development only")
 
-    def _links(self, email: AnyEmail) -> Iterator[FieldError]:
-        if not self.link_hosts:
-            return
+    def _fields(self, email: AnyEmail) -> Iterator[FieldError]:
         for name, field in type(email).model_fields.items():
-            value = getattr(email, name)
-            if any(isinstance(mark, WebAddress) for mark in field.metadata) and not self._allowed(value):
+            is_link = any(isinstance(mark, WebAddress) for mark in field.metadata)
+            if is_link and not self._allows(getattr(email, name)):
                 yield FieldError(name, f"must point to one of: {', '.join(self.link_hosts)}")
-        if isinstance(email, CustomEmail):
-            bodies = {"html": _links_in_html(email.html or ""), "text": _LINK_IN_TEXT.findall(email.text or "")}
-            for name, links in {"subject": _LINK_IN_TEXT.findall(email.subject), **bodies}.items():
-                if not all(self._allowed(link) for link in links):
-                    yield FieldError(name, f"every link must point to one of: {', '.join(self.link_hosts)}")
 
-    def _allowed(self, link: str) -> bool:
-        if link.lower().startswith("mailto:"):
+    def _content(self, email: CustomEmail) -> Iterator[FieldError]:
+        links = {"subject": _links(email.subject), "text": _links(email.text or "")}
+        if email.html is not None:
+            try:
+                page = _Page(sanitise(email.html))
+            except InvalidEmail as error:
+                yield from error.errors
+            else:
+                links["html"] = page.links
+                if not page.shows_something:
+                    yield FieldError("html", "must show a text or a picture; scripts and the like are taken out")
+        for name, found in links.items():
+            if not all(self._allows(link) for link in found):
+                yield FieldError(name, f"every link must point to one of: {', '.join(self.link_hosts)}")
+
+    def _allows(self, link: str) -> bool:
+        if not self.link_hosts or link.lower().startswith("mailto:"):
             return True
-        try:
-            host = urlsplit(link if "://" in link else f"https://{link}").hostname or ""
-        except ValueError:
-            return False
-        return any(
-            host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in self.link_hosts
-        )
+        host = host_of(link) or ""
+        return host in self._hosts or any(host.endswith(parent) and host != parent for parent in self._parents)
+
+    @cached_property
+    def _hosts(self) -> frozenset[str]:
+        return frozenset(host_of(f"https://{host}") or host for host in self.link_hosts if not host.startswith("*."))
+
+    @cached_property
+    def _parents(self) -> tuple[str, ...]:
+        hosts = (host[2:] for host in self.link_hosts if host.startswith("*."))
+        return tuple(f".{host_of(f'https://{host}') or host}" for host in hosts)
 
 
-class _Links(HTMLParser):
-    def __init__(self) -> None:
+def _links(text: str) -> list[str]:
+    found = (_SENTENCE_END.sub("", link) for link in _LINK_IN_TEXT.findall(text))
+    return [link if "://" in link else f"https://{link}" for link in found]
+
+
+class _Page(HTMLParser):
+    """What a reader of sanitised HTML can click and see."""
+
+    def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self._targets: list[str] = []
+        self._words: list[str] = []
+        self._has_picture = False
+        self.feed(html)
+        self.close()
+        self._text = "".join(self._words)
+
+    @property
+    def links(self) -> list[str]:
+        return self._targets + _links(self._text)
+
+    @property
+    def shows_something(self) -> bool:
+        return self._has_picture or is_visible(self._text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for name, value in attrs if name in ("href", "src")]
+        self._part(tag)
+        given = {name: value or "" for name, value in attrs}
+        self._targets += [given[name] for name in ("href", "src") if name in given]
+        self._has_picture |= tag == "img" and "src" in given
+        if given.get("alt"):
+            self._words.append(f"[{given['alt']}]")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._part(tag)
 
     def handle_data(self, data: str) -> None:
-        self.found += _LINK_IN_TEXT.findall(data)
+        self._words.append(data)
 
-
-def _links_in_html(html: str) -> list[str]:
-    parser = _Links()
-    parser.feed(sanitise(html))
-    parser.close()
-    return parser.found
+    def _part(self, tag: str) -> None:
+        if tag not in _INLINE:
+            self._words.append("\n")

@@ -15,7 +15,6 @@ from mail.outbox import Due, Outbox
 
 logger = logging.getLogger(__name__)
 
-TICK = 1.0
 BUSY_TICK = 0.05
 CLEAN_EVERY = 60.0
 
@@ -28,7 +27,7 @@ class WakeUps(Protocol):
         ...
 
     def backlog(self, lane: Lane) -> int:
-        """How many wake-ups of this lane wait for a worker."""
+        """How many wake-ups of this lane wait for a worker. Raises ConnectionError."""
         ...
 
 
@@ -62,6 +61,8 @@ class Sweeper:
         self._room = room
         self._deaf_after = deaf_after
         self._on_deaf = on_deaf
+        # Often enough for the outbox to know that Redis was there all the time; see Outbox.may_take_over.
+        self._tick = min(1.0, outbox.numbers.lease.total_seconds() / 8)
         self._owed_since: dict[Lane, float] = {}
         self._skip = 0
         self._cleaned_at = time.monotonic()
@@ -82,7 +83,7 @@ class Sweeper:
         pause = 0.0
         while not self._stop.wait(pause):
             more = [self._outbox_call(self._sweep, lane) for lane in self._lanes]
-            pause = BUSY_TICK if any(more) else TICK
+            pause = BUSY_TICK if any(more) else self._tick
             if time.monotonic() - self._cleaned_at > CLEAN_EVERY:
                 self._outbox_call(self._clean)
 
@@ -91,6 +92,8 @@ class Sweeper:
             return bool(call(*args))
         except redis.RedisError as error:
             logger.warning("sweep: Redis does not answer: %s", type(error).__name__)
+        except ConnectionError as error:
+            logger.warning("sweep: %s", error)
         except Exception:
             # This thread is the last line of defence: it must outlive a bug.
             logger.exception("sweep failed")

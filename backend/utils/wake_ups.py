@@ -4,6 +4,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
+import redis
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
@@ -43,7 +44,7 @@ class CeleryWakeUps:
         except FutureTimeout:
             self._stuck = True
             sending.add_done_callback(lambda _: setattr(self, "_stuck", False))
-        except (OperationalError, KombuError, OSError) as error:
+        except (OperationalError, KombuError, OSError, redis.RedisError) as error:
             logger.warning("wake-up of %s not published, the sweep will: %s", due.id, type(error).__name__)
         else:
             return True
@@ -66,13 +67,16 @@ class CeleryWakeUps:
         """How many wake-ups of this lane wait for a worker, on any broker that Celery knows.
 
         Raises:
-            OSError: the broker cannot be reached.
+            ConnectionError: the broker cannot be reached.
         """
-        with self._app.connection_or_acquire() as connection:
-            try:
-                return int(connection.default_channel.queue_declare(lane, passive=True).message_count)
-            except connection.channel_errors:
-                return 0  # nobody has put anything into it yet
+        try:
+            with self._app.connection_or_acquire() as connection:
+                try:
+                    return int(connection.default_channel.queue_declare(lane, passive=True).message_count)
+                except connection.channel_errors:
+                    return 0  # nobody has put anything into it yet
+        except (OperationalError, KombuError, OSError, redis.RedisError) as error:
+            raise ConnectionError(f"the broker does not answer: {type(error).__name__}") from None
 
     def close(self) -> None:
         """End the thread that publishes."""

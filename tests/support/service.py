@@ -3,6 +3,8 @@
 import itertools
 import os
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,19 @@ class Service:
         answer = self.http.post("/api/emails", json=body or WELCOME, headers=headers)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
+
+    def accept(self, count: int) -> list[str]:
+        """That many emails to different recipients, taken in by parallel requests; their ids."""
+
+        def one(number: int) -> str:
+            return self.send({"kind": "welcome", "to": f"p{number}@example.com", "name": "Ada"})
+
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(one, range(count)))
+
+    def copies(self) -> Counter[str]:
+        """How many messages arrived per email id."""
+        return Counter(one.message["Message-ID"].strip("<>").split("@")[0] for one in self.smtp.messages)
 
     def record(self, email_id: str) -> dict[str, Any]:
         answer = self.http.get(f"/api/emails/{email_id}")
