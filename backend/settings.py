@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mail.errors import ConfigurationError
+from mail.vault import Vault
 
 BACKEND = Path(__file__).resolve().parent
 ENV_FILE = Path(os.environ.get("ENV_FILE") or BACKEND / ".env")
@@ -158,6 +159,8 @@ class Settings(BaseSettings):
         names = [key.name for key in self.keys]
         if len(set(names)) != len(names):
             raise ValueError("API_KEYS: two keys have the same name; idempotency is kept per name")
+        if self.outbox_key_list:
+            Vault(self.outbox_key_list)  # a worker that finds out later would run on without its sweep
         if self.development:
             return self
         missing = [

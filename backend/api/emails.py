@@ -44,7 +44,8 @@ async def send_email(
     response: Response,
     body: Annotated[EmailRequest, Body(openapi_examples=EXAMPLES)],
     idempotency_key: Annotated[
-        str | None, Header(max_length=255, description="The same key and body within 24 h is sent once.")
+        str | None,
+        Header(min_length=1, max_length=255, description="The same key and body within 24 h is sent once."),
     ] = None,
     wait: Annotated[bool, Query(description="Send now, past the outbox: no record, no retry.")] = False,
 ) -> Any:
@@ -59,7 +60,7 @@ async def send_email(
         errors = [FieldError(name, "cannot be used with wait=true") for name, value in given.items() if value]
         if errors:
             raise InvalidEmail(errors)
-        get_policy().check(email)
+        await run_in_threadpool(get_policy().check, email)
         await run_in_threadpool(get_outbox().admit, email)
         response.status_code = 200
         return EmailDelivered.model_validate(await send(email))

@@ -16,6 +16,7 @@ from mail.errors import (
     IdempotencyConflict,
     InvalidEmail,
     OutboxUnavailable,
+    OutcomeUnknown,
     RecipientLimited,
     UnknownEmail,
     WrongState,
@@ -37,7 +38,7 @@ class Problem(BaseModel):
     """An error (RFC 9457)."""
 
     type: str = "about:blank"
-    title: str = Field(examples=["Unprocessable Content"])
+    title: str = Field(examples=[HTTPStatus(422).phrase])
     status: int = Field(examples=[422])
     detail: str = Field(examples=["The request has 1 fault."])
     errors: list[FieldProblem] | None = None
@@ -90,6 +91,8 @@ async def _on_validation(_: Request, error: Exception) -> JSONResponse:
             errors.append(FieldError("body", "is not valid JSON"))
         elif place == "body" and not path and fault["type"] not in ("union_tag_invalid", "union_tag_not_found"):
             errors.append(FieldError("body", "must be a JSON object, sent with Content-Type: application/json"))
+        elif place == "header":
+            errors.append(field_error(fault["type"], tuple(str(name).title() for name in path), fault["msg"]))
         else:
             errors.append(field_error(fault["type"], tuple(path), fault["msg"]))
     return _invalid(errors)
@@ -136,6 +139,8 @@ async def _on_email_error(_: Request, error: Exception) -> JSONResponse:
                 headers={"Retry-After": str(error.retry_after)},
                 email_id=error.email_id,
             )
+        case OutcomeUnknown():
+            return problem(502, f"It is not known whether the mail was sent: {error}")
         case DeliveryError():
             return problem(502, f"The mail was not sent: {error}")
     return await _on_crash(_, error)

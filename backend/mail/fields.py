@@ -45,11 +45,13 @@ def is_visible(text: str) -> bool:
 
 
 def host_of(link: str) -> str | None:
-    """Where a browser would go (WHATWG URL, which reads `https://a\\@b` as host a), in lower case and punycode.
+    """The host that a link leads to, in lower case and punycode.
 
-    None when it would go nowhere, or when a user name stands before the host: `https://lms.example.com@evil.example`
-    looks like another place than it is.
+    None when it leads nowhere, when mail programs disagree about where (a backslash is a slash to browsers only),
+    or when a user name makes it look like another place (`https://lms.example.com@evil.example`).
     """
+    if "\\" in link:
+        return None
     try:
         parsed = _any_url.validate_python(link)
     except ValidationError:

@@ -295,7 +295,9 @@ def field_error(fault: str, location: tuple[int | str, ...], message: str) -> Fi
         message = "unknown field; remove it"
     elif fault == "missing":
         message = "required"
+    elif fault == "timezone_aware":
+        message = "must have a time zone, such as 2030-01-31T09:00:00Z"
     message = message.removeprefix("Value error, ")
     if not path and message == "html or text is required":
         path = ["html"]
-    return FieldError(".".join(path), message)
+    return FieldError(".".join(path) or "body", message)

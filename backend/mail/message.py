@@ -6,6 +6,7 @@ Header injection is impossible by construction: every value passes `_one_line`.
 """
 
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,7 @@ import idna
 from mail.rendering import Rendered
 
 LINE = 78  # RFC 5322 section 2.1.1
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def build(
 
     The Message-ID holds the email id, so that each copy of a retried mail has the same one.
     """
+    email_id = _one_line(email_id)
     recipient = ascii_domain(sender.redirect_to or to)
     from_address = ascii_domain(sender.address)
     message_id = f"<{email_id}@{sender.domain}>"
@@ -112,7 +115,7 @@ def _body(rendered: Rendered, boundary: str) -> bytes:
     if rendered.html is None:
         return text
     mark = boundary.encode()
-    head = b'Content-Type: multipart/alternative; boundary="' + mark + b'"\r\n\r\n'
+    head = b'Content-Type: multipart/alternative;\r\n boundary="' + mark + b'"\r\n\r\n'
     parts = b"".join(b"--" + mark + b"\r\n" + part + b"\r\n" for part in (text, _part("html", rendered.html)))
     return head + parts + b"--" + mark + b"--\r\n"
 
@@ -120,13 +123,14 @@ def _body(rendered: Rendered, boundary: str) -> bytes:
 def _part(subtype: str, content: str) -> bytes:
     # Only CRLF counts as a line end in mail (RFC 5322 2.3); the encoder keeps it and escapes a bare CR.
     lines = content.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n").encode()
+    if not lines.endswith(b"\r\n"):
+        lines += b"\r\n"  # the encoder ends its own soft breaks like the first line end it finds, else in a bare LF
     head = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
-    body = binascii.b2a_qp(lines, istext=True)
-    return head.encode() + (body if body.endswith(b"\r\n") else body + b"\r\n")
+    return head.encode() + binascii.b2a_qp(lines, istext=True)
 
 
 def _one_line(value: str) -> str:
-    return " ".join(value.split())
+    return " ".join(_CONTROL.sub(" ", value).split())
 
 
 def _text(name: str, value: str) -> str:
@@ -139,7 +143,7 @@ def _text(name: str, value: str) -> str:
 
 def _mailbox(name: str, display: str, address: str) -> str:
     """A mailbox: `Display <address>`, quoted or encoded as it needs, folded before a long address."""
-    display = _one_line(display)
+    display, address = _one_line(display), _one_line(address)
     if not display:
         return address
     if not display.isascii() or "=?" in display:

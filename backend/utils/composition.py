@@ -4,6 +4,7 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 from cryptography.fernet import Fernet
@@ -20,7 +21,9 @@ from mail.smtp import Security, SmtpConfig, SmtpTransport
 from mail.vault import Vault
 from settings import BACKEND, KEY_FILE, Settings, get_settings
 from utils.service import EmailService
-from utils.wake_ups import CeleryWakeUps
+
+if TYPE_CHECKING:
+    from utils.wake_ups import CeleryWakeUps
 
 PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
 WORKER_TIMEOUT = 5.0
@@ -124,9 +127,10 @@ def _development_key(path: Path) -> str:
 
 
 @lru_cache(maxsize=1)
-def get_wake_ups() -> CeleryWakeUps:
-    """The way to the workers."""
+def get_wake_ups() -> "CeleryWakeUps":
+    """The way to the workers. The direct forms, which import this module too, never load Celery."""
     from celery_app import app
+    from utils.wake_ups import CeleryWakeUps
 
     return CeleryWakeUps(app)
 

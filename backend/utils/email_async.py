@@ -15,7 +15,8 @@ Beside the fields of its kind (see utils/email.py) every form takes
 and raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyConflict, or OutboxUnavailable.
 """
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from typing_extensions import TypedDict  # pydantic cannot read the one of typing before Python 3.12
 
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 MAX_IDEMPOTENCY_KEY = 255
+_EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class TaskStatus(TypedDict):
@@ -70,11 +72,7 @@ def enqueue(
     """Keep an email of any kind in the outbox and wake a worker. `scope` names the caller: idempotency keys of
     different callers never meet."""
     get_policy().check(email)
-    errors = [
-        FieldError(name, "must have a time zone, such as 2030-01-31T09:00:00Z")
-        for name, value in (("send_at", send_at), ("expires_at", expires_at))
-        if value is not None and value.utcoffset() is None
-    ]
+    errors = [*_time_faults(send_at=send_at, expires_at=expires_at)]
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
         errors.append(FieldError("idempotency_key", f"must have 1 to {MAX_IDEMPOTENCY_KEY} characters"))
     if errors:
@@ -88,6 +86,17 @@ def enqueue(
     if accepted.state is State.QUEUED and not accepted.replayed:
         get_wake_ups().publish(email.lane, Due(accepted.id, email.kind, email.to))
     return accepted
+
+
+def _time_faults(**times: datetime | None) -> Iterator[FieldError]:
+    for name, value in times.items():
+        if value is None:
+            continue
+        if value.utcoffset() is None:
+            yield FieldError(name, "must have a time zone, such as 2030-01-31T09:00:00Z")
+        # The outbox keeps milliseconds since 1970, 0 for none, and must be able to read them back.
+        elif not _EARLIEST < value < _LATEST:
+            yield FieldError(name, "must lie between the years 1970 and 9999")
 
 
 def get_task_status(task_id: str) -> TaskStatus:

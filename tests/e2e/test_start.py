@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 import socket
 import stat
 import subprocess

@@ -62,6 +62,10 @@ def claimed(outbox: Outbox, email_id: str, token: str = "t1") -> Claim:
     return claim
 
 
+def claim_when_free(outbox: Outbox, email_id: str, token: str) -> None:
+    wait_until(lambda: isinstance(outbox.claim(email_id, token, "node"), Claim), timeout=10, what="the claim")
+
+
 def stay_in_touch(outbox: Outbox, seconds: float) -> None:
     """A process that sees Redis all the time, as a worker node with its sweep does."""
     until = time.monotonic() + seconds
@@ -191,8 +195,7 @@ class TestAccept:
             with pytest.raises(OutboxUnavailable, match="nearly full"):
                 outbox.accept(WelcomeEmail.sample())
             with pytest.raises(redis.ResponseError):
-                while True:
-                    client.append("ballast", "x" * 100_000)
+                all(client.append("ballast", "x" * 100_000) for _ in range(1_000))
             # Delivering goes on, even over the limit and with no script loaded.
             client.script_flush()
             claimed(outbox, email_id)
@@ -285,7 +288,7 @@ class TestClaim:
                 pauses.append(outcome.seconds)
                 record = outbox.record(email_id)
                 assert record.state == State.RETRYING
-                wait_until(lambda: isinstance(outbox.claim(email_id, f"t{death}", "node"), Claim), timeout=10)
+                claim_when_free(outbox, email_id, f"t{death}")
         let_lease_run_out(outbox)
         assert outbox.claim(email_id, "t9", "node") == State.FAILED
         assert "died 5 times" in (outbox.record(email_id).error or "")
@@ -358,11 +361,11 @@ class TestSettle:
         email_id = outbox.accept(WelcomeEmail.sample()).id
         for attempt in range(1, 3):
             token = f"t{attempt}"
-            wait_until(lambda: isinstance(outbox.claim(email_id, token, "node"), Claim), timeout=5)
+            claim_when_free(outbox, email_id, token)
             settled = outbox.settle(email_id, token, "retry", code=451, error="busy", delay=100, attempts=3)
             assert settled.state == State.RETRYING
             assert outbox.record(email_id).attempts == attempt
-        wait_until(lambda: isinstance(outbox.claim(email_id, "t3", "node"), Claim), timeout=5)
+        claim_when_free(outbox, email_id, "t3")
         assert outbox.settle(email_id, "t3", "retry", code=451, error="busy", delay=100, attempts=3).state == "failed"
         assert outbox.record(email_id).error == "busy (attempts used up)"
 
@@ -387,7 +390,7 @@ class TestGates:
         assert outbox.sweep(Lane.STANDARD, 10, "node").held
         assert outbox.lanes()[Lane.CRITICAL]["closed"]["reason"] == "refused"
         # One probe at a time, of any lane.
-        wait_until(lambda: isinstance(outbox.claim(ids[1], "t1", "node"), Claim), timeout=5)
+        claim_when_free(outbox, ids[1], "t1")
         assert isinstance(outbox.claim(ids[2], "t2", "node"), Waits)
         outbox.settle(ids[1], "t1", "sent", code=250)
         claimed(outbox, ids[2], "t2")
@@ -405,9 +408,9 @@ class TestGates:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(3)]
         claimed(outbox, ids[0], "t0")
         outbox.settle(ids[0], "t0", "release", gate="smtp", error="refused", cap=100)
-        wait_until(lambda: isinstance(outbox.claim(ids[1], "t1", "node"), Claim), timeout=5)
+        claim_when_free(outbox, ids[1], "t1")
         assert isinstance(outbox.claim(ids[2], "t2", "node"), Waits)
-        wait_until(lambda: isinstance(outbox.claim(ids[2], "t2", "node"), Claim), timeout=5)
+        claim_when_free(outbox, ids[2], "t2")
 
     def test_busy_slows_the_lane_and_success_speeds_it_up(self, outbox: Outbox) -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(40)]
@@ -418,7 +421,7 @@ class TestGates:
         assert outbox.lanes()[Lane.CRITICAL]["slowed"] is None
         for number, email_id in enumerate(ids[1:20]):
             token = f"s{number}"
-            wait_until(lambda: isinstance(outbox.claim(email_id, token, "node"), Claim), timeout=5)
+            claim_when_free(outbox, email_id, token)
             outbox.settle(email_id, token, "sent", code=250)
         assert outbox.lanes()[Lane.STANDARD]["slowed"] is None
 
@@ -508,9 +511,7 @@ class TestByHand:
 
 class TestList:
     def test_newest_first_with_filters_and_pages(self, outbox: Outbox) -> None:
-        made = []
-        for number in range(7):
-            made.append(outbox.accept(WelcomeEmail(to=f"p{number % 2}@example.com", name="P")).id)
+        made = [outbox.accept(WelcomeEmail(to=f"p{number % 2}@example.com", name="P")).id for number in range(7)]
         reset_id = outbox.accept(reset("p0@example.com")).id
         outbox.cancel(made[0])
 

@@ -1,5 +1,6 @@
 """The SMTP transport over sockets: every protection, the message as it is, the pool."""
 
+import os
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,13 @@ def test_none_leaves_starttls_alone(connect: Connect, certificate: trustme.LeafC
 def test_auth_login_where_plain_is_not_offered(connect: Connect) -> None:
     with SmtpServer(auth=(USER, PASSWORD), mechanisms=("CRAM-MD5", "LOGIN")) as server:
         connect(server).send(ADA, MESSAGE)
+        assert server.messages[0].user == USER
+
+
+def test_a_password_from_an_environment_that_is_not_utf8(connect: Connect) -> None:
+    password = os.fsdecode(b"caf\xe9")
+    with SmtpServer(auth=(USER, password)) as server:
+        connect(server, password=password).send(ADA, MESSAGE)
         assert server.messages[0].user == USER
 
 
@@ -268,6 +276,27 @@ def test_a_kept_connection_lost_after_mail_is_an_attempt(connect: Connect, serve
     with pytest.raises(TransientError):
         transport.send(ADA, MESSAGE)
     assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"), [("mail", "451 4.7.1 slow down"), ("rcpt", "421 4.3.2 down"), ("dot", "421 4.3.2 down")]
+)
+def test_a_busy_server_is_not_asked_twice(connect: Connect, server: SmtpServer, stage: Any, text: str) -> None:
+    transport = connect(server)
+    transport.send(ADA, MESSAGE)
+    server.reply(stage, text, times=1)
+    with pytest.raises(ServerBusy):
+        transport.send(ADA, MESSAGE)
+    assert server.connections == 1
+
+
+def test_a_connection_in_steady_use_is_not_idle(connect: Connect, server: SmtpServer) -> None:
+    transport = connect(server, idle_check=0.5, max_idle=0.5)
+    server.delay("dot", 0.3)
+    for _ in range(3):
+        transport.send(ADA, MESSAGE)
+    assert server.connections == 1
+    assert "NOOP" not in server.verbs()
 
 
 def test_eight_threads_share_a_transport(connect: Connect, server: SmtpServer) -> None:

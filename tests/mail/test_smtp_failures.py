@@ -116,7 +116,7 @@ def test_what_a_reply_means(
 def test_a_connection_that_cannot_be_reset_is_dropped(connect: Connect, server: SmtpServer) -> None:
     transport = connect(server)
     server.reply("rcpt", "550 5.1.1 no such user", times=1)
-    server.reply("rset", "421 4.7.0 too many errors")
+    server.reply("rset", "500 5.5.1 what")
     with pytest.raises(PermanentError):
         transport.send(ADA, MESSAGE)
     transport.send(ADA, MESSAGE)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,7 @@ class Script:
                 command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
             )
         self.process = psutil.Process(self._popen.pid)
+        self._seen: set[psutil.Process] = set()
 
     @property
     def running(self) -> bool:
@@ -63,7 +65,10 @@ class Script:
         return self.log.read_text()
 
     def tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)] if self.running else []
+        """It and all below it. Whatever was seen here ends with the test, also when its parent is gone."""
+        found = [self.process, *self.process.children(recursive=True)] if self.running else []
+        self._seen.update(found)
+        return found
 
     def programs(self) -> dict[str, psutil.Process]:
         """The programs below it, by name."""
@@ -95,8 +100,9 @@ class Script:
         return self._popen.wait(60)
 
     def destroy(self) -> None:
-        for process in self.tree():
-            process.kill()
+        for process in {*self.tree(), *self._seen}:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._popen.wait(10)
 
 

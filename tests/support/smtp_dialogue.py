@@ -202,7 +202,7 @@ class Dialogue:
 
 
 def _decoded(text: str | bytes) -> str:
-    return b64decode(text).decode()
+    return b64decode(text).decode("utf-8", "surrogateescape")
 
 
 def _path(argument: str) -> tuple[str, tuple[str, ...]]:

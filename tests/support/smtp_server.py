@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class _Rule:
     reset: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class SmtpServer:
     """`tls`: None, "starttls", or "tls" from the start (both need `certificate`). `auth`: user and password, then
     required, and offered only under TLS if there is any. `size`: the limit announced and kept, in bytes.
@@ -83,6 +84,7 @@ class SmtpServer:
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
         self.stopping = threading.Event()
+        self._release_port: Callable[[], object] = lambda: None
         self._rules: list[_Rule] = []
         self._sessions: dict[threading.Thread, socket.socket] = {}
         self._faults: list[Exception] = []
@@ -102,19 +104,21 @@ class SmtpServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._release_port()
         if self._faults and error is None:
             raise ExceptionGroup("faults of the test's SMTP server itself", self._faults)
 
     def start(self) -> None:
         """Listens; after stop() on the same port again."""
         self.stopping.clear()
+        self._release_port()
         self._listener = socket.create_server((self.host, self.port), backlog=128)
         self.port = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, name="smtp-accept", daemon=True)
         self._accepting.start()
 
     def stop(self) -> None:
-        """An outage: nobody listens any more, and every open session is closed without a word."""
+        """An outage: connecting is refused, and every open session is closed without a word."""
         if not self._accepting.is_alive():
             return
         self.stopping.set()
@@ -129,6 +133,11 @@ class SmtpServer:
             self.close_sessions()
             with self.changed:
                 self.changed.wait_for(lambda: not self._sessions, timeout=0.05)
+        # Bound but deaf: else another process takes the port, and gets the mail of clients that keep trying.
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((self.host, self.port))
+        self._release_port = weakref.finalize(self, reserved.close)
 
     def close_sessions(self, farewell: str | None = None) -> None:
         """Closes the open sessions from this side, as servers do with idle ones; first says `farewell`."""

@@ -1,0 +1,147 @@
+"""Mails in the words of Mailpit's REST API v1 (https://mailpit.axllent.org/docs/api-v1/), so its clients work.
+
+One thing differs on purpose: `Text` of a mail without a text part is empty, where Mailpit makes one from the HTML.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dev.inbox.parsing import Address, Content, Outline, Part, parse
+from dev.inbox.store import Mail
+
+Json = dict[str, Any]
+
+_TERM = re.compile(r'(?:(from|to|cc|bcc|subject):)?(?:"([^"]*)"|(\S+))', re.IGNORECASE)
+
+
+def listing(page: Sequence[Mail], matching: Sequence[Mail], stored: Sequence[Mail], start: int) -> Json:
+    """`page` is the part of `matching` that starts at index `start`; `stored` is all there is."""
+    return {
+        "total": len(stored),
+        "unread": _unread(stored),
+        "count": len(page),
+        "messages_count": len(matching),
+        "messages_unread": _unread(matching),
+        "start": start,
+        "tags": [],
+        "messages": [summary(mail) for mail in page],
+    }
+
+
+def summary(mail: Mail) -> Json:
+    outline = mail.outline
+    return {
+        "ID": mail.id,
+        "MessageID": outline.message_id,
+        "Read": mail.read,
+        "From": _address(outline.sender),
+        **_recipients(mail, outline),
+        "Subject": outline.subject,
+        "Created": mail.received.isoformat(),
+        "Username": "",
+        "Tags": [],
+        "Size": len(mail.raw),
+        "Attachments": outline.attachments,
+        "Snippet": outline.snippet,
+    }
+
+
+def message(mail: Mail) -> Json:
+    content = parse(mail.raw)
+    outline = content.outline
+    return {
+        "ID": mail.id,
+        "MessageID": outline.message_id,
+        "From": _address(outline.sender),
+        **_recipients(mail, outline),
+        "ReturnPath": mail.sender,
+        "Subject": outline.subject,
+        "ListUnsubscribe": _list_unsubscribe(content),
+        "Date": (content.date or mail.received).isoformat(),
+        "Tags": [],
+        "Username": "",
+        "Text": content.text,
+        "HTML": content.html,
+        "Size": len(mail.raw),
+        "Inline": [_attachment(part) for part in content.inline],
+        "Attachments": [_attachment(part) for part in content.attachments],
+    }
+
+
+def search(mails: Iterable[Mail], query: str) -> list[Mail]:
+    """The mails that hold every term in their addresses or subject, whatever the case.
+
+    Terms are words or quoted phrases; `from:`, `to:`, `cc:`, `bcc:`, `subject:` before one narrow it down.
+    """
+    terms = [
+        (match[1].lower() if match[1] else "", (match[2] or match[3] or "").lower())
+        for match in _TERM.finditer(query)
+    ]
+    return [mail for mail in mails if _matches(mail, terms)]
+
+
+def _matches(mail: Mail, terms: list[tuple[str, str]]) -> bool:
+    outline = mail.outline
+    fields = {
+        "from": _searchable([outline.sender]),
+        "to": _searchable(outline.to),
+        "cc": _searchable(outline.cc),
+        "bcc": _searchable(_bcc(mail, outline)),
+        "subject": outline.subject.lower(),
+    }
+    everything = "\n".join(fields.values())
+    return all(term in fields.get(field, everything) for field, term in terms)
+
+
+def _searchable(addresses: Iterable[Address]) -> str:
+    return "\n".join(f"{address.name}\n{address.address}" for address in addresses).lower()
+
+
+def _unread(mails: Iterable[Mail]) -> int:
+    return sum(not mail.read for mail in mails)
+
+
+def _address(address: Address) -> Json:
+    return {"Name": address.name, "Address": address.address}
+
+
+def _recipients(mail: Mail, outline: Outline) -> Json:
+    return {
+        "To": [_address(address) for address in outline.to],
+        "Cc": [_address(address) for address in outline.cc],
+        "Bcc": [_address(address) for address in _bcc(mail, outline)],
+        "ReplyTo": [_address(address) for address in outline.reply_to],
+    }
+
+
+def _bcc(mail: Mail, outline: Outline) -> list[Address]:
+    """As in Mailpit, a recipient of the envelope whom no header names is a blind copy."""
+    named = {address.address.lower() for address in (*outline.to, *outline.cc, *outline.bcc)}
+    blind = [Address("", recipient) for recipient in mail.recipients if recipient.lower() not in named]
+    return [*outline.bcc, *blind]
+
+
+def _list_unsubscribe(content: Content) -> Json:
+    return {
+        "Header": content.list_unsubscribe,
+        "Links": re.findall(r"<([^<>]+)>", content.list_unsubscribe),
+        "Errors": "",
+        "HeaderPost": content.list_unsubscribe_post,
+    }
+
+
+def _attachment(part: Part) -> Json:
+    return {
+        "PartID": part.part_id,
+        "FileName": part.filename or part.content_id,
+        "ContentType": part.content_type,
+        "ContentID": part.content_id,
+        "Size": len(part.content),
+        "Checksums": {
+            "MD5": hashlib.md5(part.content, usedforsecurity=False).hexdigest(),
+            "SHA1": hashlib.sha1(part.content, usedforsecurity=False).hexdigest(),
+            "SHA256": hashlib.sha256(part.content).hexdigest(),
+        },
+    }

@@ -1,0 +1,52 @@
+"""Runs Flower, set up from the service's settings (backend/start_flower.sh).
+
+Everything goes through Flower's own environment variables: a password on the command line is in `ps`.
+"""
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "backend"))
+
+from celery.__main__ import main as celery
+
+from mail.errors import ConfigurationError
+from settings import get_settings
+
+
+def main() -> None:
+    try:
+        settings = get_settings()
+    except ConfigurationError as error:
+        sys.exit(str(error))
+    auth = settings.flower_basic_auth.get_secret_value()
+    if not auth and not _loopback(settings.flower_address):
+        sys.exit(
+            f"FLOWER_ADDRESS={settings.flower_address} is open to the network: "
+            "set FLOWER_BASIC_AUTH=user:password as well, or leave Flower on 127.0.0.1."
+        )
+    os.environ |= {
+        "FLOWER_ADDRESS": settings.flower_address,
+        "FLOWER_PORT": str(settings.flower_port),
+        "FLOWER_READ_ONLY": str(settings.flower_read_only).lower(),
+        "FLOWER_BASIC_AUTH": auth,
+    }
+    if not auth:
+        del os.environ["FLOWER_BASIC_AUTH"]  # Flower would take the empty word for a password
+        if settings.development:
+            os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
+    sys.argv[1:] = ["-A", "celery_app", "flower"]
+    celery()
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+if __name__ == "__main__":
+    main()

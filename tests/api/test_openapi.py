@@ -1,0 +1,114 @@
+"""The OpenAPI description: whole, with an example per kind and every error."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api.problems import FieldProblem, Problem
+from mail.kinds import KINDS, parse
+from support.api import TestClient
+
+# By method and path: the errors that a client must be ready for.
+COMMON = {"401", "403", "500", "503"}
+ERRORS = {
+    "POST /api/emails": {*COMMON, "409", "413", "422", "429", "502"},
+    "GET /api/emails": {*COMMON, "422"},
+    "GET /api/emails/{email_id}": {*COMMON, "404"},
+    "POST /api/emails/{email_id}/cancel": {*COMMON, "404", "409"},
+    "POST /api/emails/{email_id}/retry": {*COMMON, "404", "409"},
+    "GET /api/tasks/{task_id}": {*COMMON, "404"},
+    "GET /health/live": set(),
+    "GET /health/ready": {"503"},
+}
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+@pytest.fixture
+def document(client: TestClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        if "discriminator" in node:
+            yield from node["discriminator"].get("mapping", {}).values()
+        for inner in node.values():
+            yield from references(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from references(inner)
+
+
+def test_it_is_whole(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    used = set(references(document))
+    assert used
+    assert not [one for one in used if one.removeprefix("#/components/schemas/") not in schemas]
+    assert "HTTPValidationError" not in schemas
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(ids) == len(set(ids))
+    for name, operation in operations(document):
+        assert operation["summary"], name
+        assert operation["tags"], name
+        in_path = {one["name"] for one in operation.get("parameters", []) if one["in"] == "path"}
+        assert in_path == {part[1:-1] for part in name.split("/") if part.startswith("{")}
+
+
+def test_errors(document: dict[str, Any]) -> None:
+    described = {
+        name: {status for status in operation["responses"] if status[0] in "45"}
+        for name, operation in operations(document)
+    }
+    assert described == ERRORS
+    for name, operation in operations(document):
+        for status in ERRORS[name]:
+            assert operation["responses"][status]["content"] == PROBLEM
+            assert operation["responses"][status]["description"]
+    schemas = document["components"]["schemas"]
+    assert set(schemas["Problem"]["properties"]) == set(Problem.model_fields)
+    assert set(schemas["FieldProblem"]["properties"]) == set(FieldProblem.model_fields)
+
+
+def test_an_example_per_kind(document: dict[str, Any]) -> None:
+    content = document["paths"]["/api/emails"]["post"]["requestBody"]["content"]
+    assert list(content) == ["application/json"]
+    examples = content["application/json"]["examples"]
+    assert list(examples) == list(KINDS)
+    for word, example in examples.items():
+        assert example["value"]["kind"] == word
+        assert example["summary"]
+        assert parse(example["value"]) == KINDS[word].sample()
+    schema = content["application/json"]["schema"]
+    assert schema["discriminator"]["propertyName"] == "kind"
+    assert set(schema["discriminator"]["mapping"]) == set(KINDS)
+
+
+def test_the_examples_work(client: TestClient, document: dict[str, Any]) -> None:
+    post = document["paths"]["/api/emails"]["post"]
+    for example in post["requestBody"]["content"]["application/json"]["examples"].values():
+        assert client.post("/api/emails", json=example["value"]).status_code == 202
+
+
+def test_security(document: dict[str, Any]) -> None:
+    schemes = document["components"]["securitySchemes"]
+    kinds = {name: (scheme["type"], scheme.get("scheme"), scheme.get("name")) for name, scheme in schemes.items()}
+    assert set(kinds.values()) == {("http", "bearer", None), ("apiKey", None, "X-API-Key")}
+    for name, operation in operations(document):
+        # Each alone is enough: one entry per scheme, not one entry with both.
+        wanted = [{scheme: []} for scheme in schemes] if name.split(" ")[1].startswith("/api") else None
+        assert operation.get("security") == wanted
+
+
+def test_pages_for_people(client: TestClient) -> None:
+    assert "swagger" in client.get("/docs").text.lower()

@@ -1,0 +1,204 @@
+"""Settings: defaults, API keys, what production demands, and errors that name the variable and never show a value."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+
+from mail.errors import ConfigurationError
+from settings import Scope, Settings, get_settings
+from support.processes import BACKEND, BIN
+
+VALUE = "h1dden-v4lue"
+LONG_KEY = "k" * 24
+PRODUCTION = {
+    "ENVIRONMENT": "production",
+    "API_KEYS": f"lms:send+read:{LONG_KEY}",
+    "OUTBOX_KEYS": Fernet.generate_key().decode(),
+    "ALLOWED_LINK_HOSTS": "lms.example.com",
+    "SMTP_MAIL_FROM": "no-reply@lms.example.com",
+}
+
+Read = Callable[..., Settings]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[Read]:
+    """Settings from these variables and no others."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    def apply(**env: str) -> Settings:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        return get_settings()
+
+    yield apply
+    get_settings.cache_clear()
+
+
+def complaint(read: Read, **env: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read(**env)
+    told = str(caught.value)
+    assert VALUE not in told
+    assert VALUE not in repr(caught.value)
+    return told
+
+
+def test_an_empty_environment_is_a_developers_machine(read: Read) -> None:
+    settings = read()
+    assert settings.development
+    assert settings.keys == settings.outbox_key_list == settings.allowed_link_hosts == settings.cors_origins == ()
+    assert (settings.key_prefix, settings.smtp_security, settings.flower_read_only) == ("mail:", "auto", True)
+    assert settings.broker_url == settings.redis_url.get_secret_value()
+    for address in (settings.api_host, settings.flower_address, settings.smtp_host):
+        assert address == "127.0.0.1"
+
+
+def test_the_environment_wins_over_the_file(read: Read, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("SMTP_HOST=file.example.com\nSMTP_PORT=25\nUNKNOWN_NAME=1\n")
+    read(SMTP_HOST="env.example.com", SMTP_USERNAME="")
+    settings = Settings(_env_file=file)
+    assert (settings.smtp_host, settings.smtp_port, settings.smtp_username) == ("env.example.com", 25, "")
+
+
+def test_lists(read: Read) -> None:
+    settings = read(ALLOWED_LINK_HOSTS=" a.example.com ,, *.b.example.com,", CORS_ORIGINS="https://a.example.com")
+    assert settings.allowed_link_hosts == ("a.example.com", "*.b.example.com")
+    assert settings.cors_origins == ("https://a.example.com",)
+
+
+def test_secrets_do_not_show(read: Read) -> None:
+    settings = read(
+        API_KEYS=f"lms:send:{VALUE}",
+        SMTP_PASSWORD=VALUE,
+        REDIS_URL=f"redis://:{VALUE}@127.0.0.1/0",
+        CELERY_BROKER_URL=f"amqp://u:{VALUE}@127.0.0.1//",
+        FLOWER_BASIC_AUTH=f"admin:{VALUE}",
+    )
+    assert VALUE not in repr(settings)
+    assert VALUE not in repr(settings.keys)
+    assert VALUE not in str(settings.model_dump(mode="json"))
+    assert VALUE in settings.broker_url
+
+
+class TestApiKeys:
+    def test_parsed(self, read: Read) -> None:
+        lms, desk = read(API_KEYS=" lms:send+custom:key-1 , desk:read+admin:key:with:colons ,").keys
+        assert (lms.name, lms.scopes) == ("lms", {Scope.SEND, Scope.CUSTOM})
+        assert (desk.name, desk.scopes) == ("desk", {Scope.READ, Scope.ADMIN})
+        assert lms.digest != desk.digest
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            VALUE,
+            f"lms:{VALUE}",
+            f"lms::{VALUE}",
+            f":send:{VALUE}",
+            "lms:send:",
+            f"lms:everything:{VALUE}",
+            f"lms:send+:{VALUE}",
+            f"lms:SEND:{VALUE}",
+            f"ok:send:some-key,lms:{VALUE}",
+        ],
+    )
+    def test_malformed(self, read: Read, entry: str) -> None:
+        told = complaint(read, API_KEYS=entry)
+        assert "API_KEYS: each entry must read name:scope+scope:key" in told
+        assert "some-key" not in told
+
+    def test_names_differ(self, read: Read) -> None:
+        assert "same name" in complaint(read, API_KEYS=f"lms:send:{VALUE},lms:read:other")
+
+
+class TestProduction:
+    @pytest.mark.parametrize("environment", ["production", "staging"])
+    def test_complete(self, read: Read, environment: str) -> None:
+        assert not read(**{**PRODUCTION, "ENVIRONMENT": environment}).development
+
+    @pytest.mark.parametrize("name", ["API_KEYS", "OUTBOX_KEYS", "ALLOWED_LINK_HOSTS", "SMTP_MAIL_FROM"])
+    def test_demands(self, read: Read, name: str) -> None:
+        told = complaint(read, **{**PRODUCTION, name: ""})
+        assert f"{name}: required when ENVIRONMENT is production" in told
+        assert LONG_KEY not in told
+
+    def test_says_all_at_once(self, read: Read) -> None:
+        told = complaint(read, ENVIRONMENT="staging")
+        for name in ("API_KEYS", "OUTBOX_KEYS", "ALLOWED_LINK_HOSTS", "SMTP_MAIL_FROM"):
+            assert name in told
+
+    def test_weak_key(self, read: Read) -> None:
+        told = complaint(read, **{**PRODUCTION, "API_KEYS": f"a:send:{LONG_KEY},b:read:{VALUE}"})
+        assert "API_KEYS" in told
+        assert "openssl rand" in told
+        read(API_KEYS=f"b:read:{VALUE}", ENVIRONMENT="development")
+
+
+@pytest.mark.parametrize("keys", [VALUE, VALUE * 4, f"{'A' * 43}=,{VALUE}"])
+def test_malformed_outbox_keys(read: Read, keys: str) -> None:
+    told = complaint(read, OUTBOX_KEYS=keys)
+    assert told.startswith("OUTBOX_KEYS")
+    assert "Fernet.generate_key" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENVIRONMENT", VALUE),
+        ("REDIS_URL", f"http://:{VALUE}@127.0.0.1"),
+        ("REDIS_URL", VALUE),
+        ("KEY_PREFIX", f"{VALUE} *"),
+        ("SMTP_PORT", VALUE),
+        ("SMTP_PORT", "0"),
+        ("SMTP_PORT", "65536"),
+        ("SMTP_SECURITY", VALUE),
+        ("SMTP_TIMEOUT", "0"),
+        ("SMTP_IDEMPOTENCY_HEADER", f"X-Key: {VALUE}"),
+        ("RECIPIENT_HOURLY_LIMIT", "0"),
+        ("MAX_BODY_BYTES", "-1"),
+        ("WORKER_CONCURRENCY", "many"),
+        ("LEASE_SECONDS", "1"),
+        ("BRAND_COLOR", f"#{VALUE}"),
+        ("API_PORT", "80.5"),
+        ("FLOWER_READ_ONLY", VALUE),
+    ],
+)
+def test_wrong_value(read: Read, name: str, value: str) -> None:
+    told = complaint(read, **{name: value})
+    assert f"\n  {name}: " in told
+    assert len(told.splitlines()) == 2
+
+
+def test_every_wrong_value_at_once(read: Read) -> None:
+    told = complaint(read, SMTP_PORT=VALUE, BRAND_COLOR=VALUE)
+    assert "SMTP_PORT" in told
+    assert "BRAND_COLOR" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        ([sys.executable, "-c", "import main"], "API_KEYS", VALUE),
+        ([sys.executable, "-c", "import main"], "OUTBOX_KEYS", VALUE),
+        ([str(BIN / "celery"), "-A", "celery_app", "report"], "SMTP_PORT", VALUE),
+        ([str(BIN / "celery"), "-A", "celery_app", "worker"], "OUTBOX_KEYS", VALUE),
+    ],
+    ids=lambda value: str(value[-1] if isinstance(value, list) else value),
+)
+def test_a_process_ends_with_one_message(command: list[str], name: str, value: str) -> None:
+    env = {"PATH": os.environ["PATH"], "ENV_FILE": os.devnull, name: value}
+    ended = subprocess.run(command, cwd=BACKEND, env=env, capture_output=True, text=True, timeout=60, check=False)
+    told = ended.stdout + ended.stderr
+    assert ended.returncode != 0
+    assert name in told
+    assert VALUE not in told
+    assert "Traceback" not in told
+    assert len(told.splitlines()) <= 2
