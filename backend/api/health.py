@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import redis
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.auth import find_caller
 from api.problems import problem, responses
+from mail.errors import OutboxUnavailable
 from mail.kinds import Lane
 from mail.outbox import nearly_full
 from settings import Scope
@@ -28,8 +28,9 @@ def ready(request: Request) -> Response:
     """503 only when Redis cannot be reached. With a `read` key the answer holds warnings and the lanes."""
     outbox = get_outbox()
     try:
-        info, lanes = outbox.info(), outbox.lanes()
-    except redis.RedisError:
+        with outbox.answered():
+            info, lanes = outbox.info(), outbox.lanes()
+    except OutboxUnavailable:
         return problem(503, "Redis cannot be reached.", headers={"Retry-After": "2"})
     caller = find_caller(request)
     body: dict[str, Any] = {"status": "ok"}

@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +36,7 @@ from mail.vault import Vault
 
 SCRIPTS = Path(__file__).parent / "scripts"
 MEMORY_LIMIT = 0.9
+SILENCE = 1.0  # seconds
 SCAN_LIMIT = 2_000
 
 Outcome = Literal["sent", "failed", "retry", "release"]
@@ -139,6 +141,7 @@ class Outbox:
         self.numbers = numbers or Numbers()
         self._clock_offset: float | None = None
         self._memory_checked = float("-inf")
+        self._silent_until = float("-inf")
         self._last_contact = float("-inf")
         self._regained = float("-inf")
         common = (SCRIPTS / "_common.lua").read_text() + (SCRIPTS / "_limit.lua").read_text()
@@ -170,12 +173,12 @@ class Outbox:
         email_id = email_id or str(uuid.uuid4())
         secrets = {name: getattr(email, name) for name in email.secret_fields()}
         payload = email.model_dump(mode="json", exclude={"kind", "to", *secrets}, exclude_none=True)
-        try:
+        with self.answered():
             self._refuse_when_full()
-            reply = self._run(
+        with self.answered(email_id):
+            reply = self._run_in_time(
                 "accept",
                 email_id,
-                self._deadline(),
                 email.kind,
                 email.lane,
                 email.to,
@@ -192,8 +195,6 @@ class Outbox:
                 int(email.supersedes),
                 _ms(self.numbers.first_look),
             )
-        except redis.RedisError as error:
-            raise _unavailable(error, email_id) from error
         match reply:
             case ["accepted", _, known_id, state]:
                 return Accepted(known_id, State(state))
@@ -215,17 +216,14 @@ class Outbox:
         """
         if not email.limited:
             return
-        try:
-            reply = self._run(
+        with self.answered():
+            reply = self._run_in_time(
                 "admit",
                 str(uuid.uuid4()),
-                self._deadline(),
                 email.kind,
                 email.to.casefold(),
                 self.numbers.recipient_hourly_limit,
             )
-        except redis.RedisError as error:
-            raise _unavailable(error, None) from error
         if reply[0] == "limited":
             raise RecipientLimited(reply[2])
 
@@ -330,10 +328,8 @@ class Outbox:
         return self._by_hand(email_id, "retry", _ms(self.numbers.first_look), verb="retried")
 
     def _by_hand(self, email_id: str, script: str, *arguments: object, verb: str) -> Record:
-        try:
+        with self.answered():
             reply = self._run(script, email_id, str(uuid.uuid4()), *arguments)
-        except redis.RedisError as error:
-            raise _unavailable(error, None) from error
         match reply:
             case ["ok", *_]:
                 return self.record(email_id)
@@ -353,10 +349,8 @@ class Outbox:
         Raises:
             UnknownEmail, OutboxUnavailable
         """
-        try:
+        with self.answered():
             data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
-        except redis.RedisError as error:
-            raise _unavailable(error, None) from error
         if "state" not in data:
             raise UnknownEmail
         return Record.parse(email_id, data)
@@ -384,15 +378,13 @@ class Outbox:
             index = self._key("state", state)
         found: list[Record] = []
         after = _read_cursor(cursor)
-        try:
+        with self.answered():
             for scanned, (email_id, created) in enumerate(self._newest(index, after), start=1):
                 data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
                 if "state" in data and kind in (None, data["kind"]) and state in (None, data["state"]):
                     found.append(Record.parse(email_id, data))
                 if len(found) == limit or scanned == SCAN_LIMIT:
                     return Page(found, _cursor(created, email_id))
-        except redis.RedisError as error:
-            raise _unavailable(error, None) from error
         return Page(found, None)
 
     def _newest(self, index: str, after: tuple[int, str] | None) -> Iterator[tuple[str, int]]:
@@ -465,6 +457,25 @@ class Outbox:
         """Close the connections to Redis."""
         self._redis.close()
 
+    @contextmanager
+    def answered(self, email_id: str | None = None) -> Iterator[None]:
+        """Around calls that somebody waits for: a Redis that is away becomes an error of ours.
+
+        After a timeout it fails at once for a while. Requests queue for threads; if each waited out a timeout of
+        its own, the last ones would wait for many.
+
+        Raises:
+            OutboxUnavailable
+        """
+        if time.monotonic() < self._silent_until:
+            raise OutboxUnavailable("Redis does not answer")
+        try:
+            yield
+        except redis.RedisError as error:
+            if isinstance(error, redis.TimeoutError):
+                self._silent_until = time.monotonic() + SILENCE
+            raise _unavailable(error, email_id) from error
+
     # The wire
 
     @property
@@ -498,6 +509,17 @@ class Outbox:
         except redis.exceptions.NoScriptError:
             # Not SCRIPT LOAD, as redis-py's own helper does: a full Redis refuses that, and delivering must go on.
             return self._redis.eval(script.source, 0, *values)
+
+    def _run_in_time(self, script: str, email_id: str, *arguments: object) -> Any:
+        """Run a script that gets a deadline as its second argument.
+
+        A clock that was set, or a machine that slept, makes the first guess at Redis's time wrong; the refusal
+        brings the right one.
+        """
+        reply = self._run(script, email_id, self._deadline(), *arguments)
+        if reply[0] == "late":
+            reply = self._run(script, email_id, self._deadline(), *arguments)
+        return reply
 
     def _deadline(self) -> int:
         """The Redis time after which a script must do nothing, because its caller has given up.

@@ -291,6 +291,14 @@ def test_a_mail_without_a_text_part_has_no_text(inbox: Inbox) -> None:
     assert (message["Text"], message["HTML"]) == ("", "<p>only html</p>\r\n")
 
 
+def test_a_part_that_html_refers_to_is_inline(inbox: Inbox) -> None:
+    head = b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n<p>\r\n"
+    inbox.send(head + b"--b\r\nContent-Type: image/png\r\nContent-ID: <logo>\r\n\r\nx\r\n--b--\r\n")
+    message = inbox.get("/api/v1/message/latest")
+    assert [part["ContentID"] for part in message["Inline"]] == ["logo"]
+    assert message["Attachments"] == []
+
+
 def test_reading_a_mail_marks_it_read(inbox: Inbox) -> None:
     inbox.send(b"Subject: first\r\n\r\n")
     inbox.send(b"Subject: second\r\n\r\n")
@@ -516,8 +524,12 @@ def test_the_source_of_a_mail_is_never_taken_for_a_page(inbox: Inbox) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_clients_connected(start_inbox: Callable[..., Inbox], number: signal.Signals) -> None:
     inbox = start_inbox()
-    with inbox.smtp() as smtp:
+    inbox.send(b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000)
+    stalled = socket.create_connection(("127.0.0.1", int(inbox.url.rpartition(":")[2])), timeout=20)
+    with stalled, inbox.smtp() as smtp:
         inbox.listing()  # leaves a connection that is kept alive
+        stalled.sendall(b"GET /api/v1/message/latest/raw HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert stalled.recv(12) == b"HTTP/1.1 200"  # and reads no further
         smtp.ehlo()
         smtp.mail("a@example.com")
         smtp.rcpt("b@example.com")

@@ -20,6 +20,13 @@ class CannotListen(Exception):
     """An address cannot be listened on. The message is for the person who chose it."""
 
 
+class WebServer(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn calls a client that is cut short an error; here it is the promptness that was asked for.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
@@ -72,14 +79,15 @@ def _listen(host: str, port: int, host_option: str, port_option: str) -> socket.
     try:
         return socket.create_server((host, port), family=family)
     except OSError as fault:
+        reason = str(fault.strerror).partition(" (while")[0]  # the rest repeats the address
         raise CannotListen(
-            f"cannot listen on {host}, port {port}: {fault.strerror} (change {port_option} or {host_option})"
+            f"cannot listen on {host}, port {port}: {reason} (change {port_option} or {host_option})"
         ) from fault
 
 
 async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http_listener: socket.socket) -> None:
     store = Store(options.max_messages, options.max_bytes)
-    web_server = uvicorn.Server(
+    web_server = WebServer(
         uvicorn.Config(
             web.create_app(store, options.http_host),
             lifespan="off",
