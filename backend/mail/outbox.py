@@ -494,7 +494,11 @@ class Outbox:
         except redis.ConnectionError as error:
             if _refused(error):
                 raise
-            reply = self._call(self._scripts[script], values)
+            try:
+                reply = self._call(self._scripts[script], values)
+            except redis.ConnectionError:
+                # The first call may have been run; that the second was refused does not undo it.
+                raise error from None
         received = time.monotonic()
         if received - self._last_contact > self._gap:
             self._regained = received

@@ -4,11 +4,11 @@ local _, id, deadline, kind, lane, to, person, payload, secret, send_at, expires
   idempotency, fingerprint, idempotency_ttl, limit, supersedes, first_look = unpack(ARGV)
 deadline, send_at, expires, valid_for = tonumber(deadline), tonumber(send_at), tonumber(expires), tonumber(valid_for)
 
--- A frozen Redis runs this when it thaws, long after the caller was told 503.
-if now > deadline then return {'late', now} end
-
 local known = redis.call('HGET', email_key(id), 'first_state')
 if known then return {'accepted', now, id, known} end
+
+-- A frozen Redis runs this when it thaws, long after the caller was told 503.
+if now > deadline then return {'late', now} end
 
 if idempotency ~= '' then
   local earlier = redis.call('GET', P .. 'idem:' .. idempotency)
