@@ -76,24 +76,22 @@ def test_header_injection(client: TestClient, kind: str) -> None:
             value = body_of(kind).get(field, "Registry")
             if "@" in str(value) or field == "reply_to":
                 value = "ada@example.com"
-            middle = len(value) // 2
             for attack in (
                 f"{value}{character}Bcc: {MARK}@evil.example",
-                f"{value[:middle]}{character}{value[middle:]}",
                 f"{character}{value}",
+                f"{value}{character}",
             ):
                 refuses(client, field, body_of(kind, **{field: attack}))
 
 
+NO_STRINGS = [1, 0, -1.5, 10**400, float("inf"), float("nan"), True, [], [MARK], {}, {"a": MARK}]
+
+
 @every_kind
-@pytest.mark.parametrize(
-    "value",
-    [1, 0, -1.5, 10**400, float("inf"), float("nan"), True, [], [MARK], {}, {"a": MARK}],
-    ids=lambda v: str(v)[:9],
-)
-def test_wrong_type(client: TestClient, kind: str, value: Any) -> None:
+def test_wrong_type(client: TestClient, kind: str) -> None:
     for field in strings_of(KINDS[kind]):
-        refuses(client, field, body_of(kind, **{field: value}))
+        for value in NO_STRINGS:
+            refuses(client, field, body_of(kind, **{field: value}))
 
 
 @every_kind
@@ -118,9 +116,9 @@ def test_extra_field(client: TestClient, kind: str) -> None:
     assert len(client.post("/api/emails", json=body_of(kind, **{"x" * 100_000: 1})).text) < 1000
 
 
-@pytest.mark.parametrize("kind", [None, "", MARK, "Welcome", "welcome ", "bulk", 1, ["welcome"], {"a": 1}, "\ud800"])
-def test_unknown_kind(client: TestClient, kind: Any) -> None:
-    assert "welcome, password_reset" in refuses(client, "kind", {**WELCOME, "kind": kind})
+def test_unknown_kind(client: TestClient) -> None:
+    for kind in (None, "", MARK, "Welcome", "welcome ", "bulk", 1, ["welcome"], {"a": 1}, "\ud800"):
+        assert "welcome, password_reset" in refuses(client, "kind", {**WELCOME, "kind": kind})
 
 
 def test_no_kind(client: TestClient) -> None:
@@ -128,106 +126,103 @@ def test_no_kind(client: TestClient) -> None:
         assert set(faults(client.post("/api/emails", json=body))) == {"kind"}
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        f"{'x' * 65}@example.com",
-        f"ada@{'x' * 64}.com",
-        f"ada@{'x.' * 125}com",
-        MARK,
-        "",
-        " ",
-        "@",
-        "@example.com",
-        "ada@",
-        "ada@@example.com",
-        "ada@example.com,bob@example.com",
-        "ada@example.com;bob@example.com",
-        "ada@example.com bob@example.com",
-        "<ada@example.com>",
-        f"{MARK} <ada@example.com>",
-        '"ada" <ada@example.com>',
-        "ada@example.com>",
-        '"a b"@example.com',
-        "ada@localhost",
-        "ada@example",
-        "ada@127.0.0.1",
-        "ada@[127.0.0.1]",
-        "ada@-example.com",
-        "ada@example..com",
-        "ada..x@example.com",
-        ".ada@example.com",
-        "ada(comment)@example.com",
-        "mailto:ada@example.com",
-        "ada@exa mple.com",
-        "ada%bob@exämple..com",
-        "x" * 100_000 + "@example.com",
-    ],
-    ids=lambda value: value[:40],
-)
-def test_address(client: TestClient, address: str) -> None:
-    for field in ("to", "reply_to"):
-        refuses(client, field, {**WELCOME, field: address})
+NO_ADDRESSES = [
+    f"{'x' * 65}@example.com",
+    f"ada@{'x' * 64}.com",
+    f"ada@{'x.' * 125}com",
+    MARK,
+    "",
+    " ",
+    "@",
+    "@example.com",
+    "ada@",
+    "ada@@example.com",
+    "ada@example.com,bob@example.com",
+    "ada@example.com;bob@example.com",
+    "ada@example.com bob@example.com",
+    "<ada@example.com>",
+    f"{MARK} <ada@example.com>",
+    '"ada" <ada@example.com>',
+    "ada@example.com>",
+    '"a b"@example.com',
+    "ada@localhost",
+    "ada@example",
+    "ada@127.0.0.1",
+    "ada@[127.0.0.1]",
+    "ada@-example.com",
+    "ada@example..com",
+    "ada..x@example.com",
+    ".ada@example.com",
+    "ada(comment)@example.com",
+    "mailto:ada@example.com",
+    "ada@exa mple.com",
+    "ada%bob@exämple..com",
+    "x" * 100_000 + "@example.com",
+]
 
 
-@pytest.mark.parametrize(
-    "link",
-    [
-        f"javascript:alert('{MARK}')",
-        "JavaScript:alert(1)",
-        " javascript:alert(1)",
-        "java\tscript:alert(1)",
-        f"ftp://lms.example.com/{MARK}",
-        f"data:text/html,{MARK}",
-        "file:///etc/passwd",
-        "mailto:ada@example.com",
-        "lms.example.com/reset",
-        "//lms.example.com/reset",
-        "/reset",
-        "www.example.com",
-        MARK,
-        "",
-        " ",
-        "https://",
-        "https:///",
-        "https://lms example.com/",
-        "https://lms.example.com/a b",
-        "https://user:pass@lms.example.com/",
-        "https://lms.example.com@evil.example/",
-        "https://[lms.example.com/",
-        "https://lms.example.com:99999/",
-        f"https://lms.example.com/{'x' * 2048}",
-    ],
-    ids=lambda value: value[:40],
-)
-def test_link(client: TestClient, link: str) -> None:
-    for word, kind in KINDS.items():
-        for field in set(LINKS) & set(kind.model_fields):
-            refuses(client, field, body_of(word, **{field: link}))
+def test_address(client: TestClient) -> None:
+    for address in NO_ADDRESSES:
+        for field in ("to", "reply_to"):
+            refuses(client, field, {**WELCOME, field: address})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        f"https://{MARK}.example/",
-        "Ada http://evil.example",
-        "www.evil.example",
-        "evil.com",
-        "Buy at EVIL.COM now",
-        "win a prize: evil.xyz/prize",
-        "",
-        " ",
-        "\u00a0\u2003",
-        "\u200b\u200d",
-        "x" * 101,
-        MARK * 60_000,
-    ],
-    ids=lambda value: value[:40],
-)
-def test_name(client: TestClient, name: str) -> None:
-    for word, kind in KINDS.items():
-        for field in set(NAMES) & set(kind.model_fields):
-            refuses(client, field, body_of(word, **{field: name}))
+NO_LINKS = [
+    f"javascript:alert('{MARK}')",
+    "JavaScript:alert(1)",
+    " javascript:alert(1)",
+    "java\tscript:alert(1)",
+    f"ftp://lms.example.com/{MARK}",
+    f"data:text/html,{MARK}",
+    "file:///etc/passwd",
+    "mailto:ada@example.com",
+    "lms.example.com/reset",
+    "//lms.example.com/reset",
+    "/reset",
+    "www.example.com",
+    MARK,
+    "",
+    " ",
+    "https://",
+    "https:///",
+    "https://lms example.com/",
+    "https://lms.example.com/a b",
+    "https://user:pass@lms.example.com/",
+    "https://lms.example.com@evil.example/",
+    "https://[lms.example.com/",
+    "https://lms.example.com:99999/",
+    f"https://lms.example.com/{'x' * 2048}",
+]
+
+
+def test_link(client: TestClient) -> None:
+    for link in NO_LINKS:
+        for word, kind in KINDS.items():
+            for field in set(LINKS) & set(kind.model_fields):
+                refuses(client, field, body_of(word, **{field: link}))
+
+
+NO_NAMES = [
+    f"https://{MARK}.example/",
+    "Ada http://evil.example",
+    "www.evil.example",
+    "evil.com",
+    "Buy at EVIL.COM now",
+    "win a prize: evil.xyz/prize",
+    "",
+    " ",
+    "\u00a0\u2003",
+    "\u200b\u200d",
+    "x" * 101,
+    MARK * 60_000,
+]
+
+
+def test_name(client: TestClient) -> None:
+    for name in NO_NAMES:
+        for word, kind in KINDS.items():
+            for field in set(NAMES) & set(kind.model_fields):
+                refuses(client, field, body_of(word, **{field: name}))
 
 
 @pytest.mark.parametrize(
@@ -312,37 +307,36 @@ class TestForeignLinks:
 # The body as a whole
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b" ",
-        b"null",
-        b"0",
-        b"true",
-        b"[]",
-        b'"welcome"',
-        b"[" + json.dumps(WELCOME).encode() + b"]",
-        b"{",
-        b'{"kind":"welcome"',
-        b'{"kind":"welcome",}',
-        b"{'kind':'welcome'}",
-        json.dumps(WELCOME).encode() + b"{}",
-        MARK.encode(),
-        b"[" * 100_000 + b"]" * 100_000,
-        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-        b'{"kind":"welcome","to":"ada@example.com","name":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"kind":"welcome","to":"ada@example.com","name":"\xff\xfe"}',
-        b'{"kind":"welcome","to":"ada@example.com","name":"\xc0\xae"}',
-        b'{"kind":"welcome","to":"ada@example.com","name":' + b"1" * 5000 + b"}",
-        b"\x1f\x8b\x08\x00",
-        "{}".encode("utf-32")[:-1],
-    ],
-    ids=lambda value: repr(value[:40]),
-)
-def test_not_a_json_object(client: TestClient, content: bytes) -> None:
-    answer = client.post("/api/emails", content=content, headers=JSON)
-    assert set(faults(answer)) == {"body"}
+NO_OBJECTS = [
+    b"",
+    b" ",
+    b"null",
+    b"0",
+    b"true",
+    b"[]",
+    b'"welcome"',
+    b"[" + json.dumps(WELCOME).encode() + b"]",
+    b"{",
+    b'{"kind":"welcome"',
+    b'{"kind":"welcome",}',
+    b"{'kind':'welcome'}",
+    json.dumps(WELCOME).encode() + b"{}",
+    MARK.encode(),
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    b'{"kind":"welcome","to":"ada@example.com","name":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"kind":"welcome","to":"ada@example.com","name":"\xff\xfe"}',
+    b'{"kind":"welcome","to":"ada@example.com","name":"\xc0\xae"}',
+    b'{"kind":"welcome","to":"ada@example.com","name":' + b"1" * 5000 + b"}",
+    b"\x1f\x8b\x08\x00",
+    "{}".encode("utf-32")[:-1],
+]
+
+
+def test_not_a_json_object(client: TestClient) -> None:
+    for content in NO_OBJECTS:
+        answer = client.post("/api/emails", content=content, headers=JSON)
+        assert set(faults(answer)) == {"body"}, content[:100]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,13 @@ def test_any_header_text_comes_back(subject: str, name: str) -> None:
         assert len(line) <= LINE or line.startswith(b'From: "') or (line.startswith(b"From: ") and b"=?" not in line)
 
 
+def test_control_characters_are_spaces_in_a_header() -> None:
+    message = made("a\0b\x1bc\x7fd\x9fe", from_name="x\x08y\tz")
+    assert read(message)["Subject"] == "a b c d e"
+    assert read(message)["From"].addresses[0].display_name == "x y z"
+    assert not re.search(rb"[\0-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f]", b"".join(head(message.data)))
+
+
 @settings(deadline=None)
 @given(encodable, encodable, encodable)
 def test_header_injection_is_impossible(subject: str, name: str, other: str) -> None:

@@ -4,8 +4,7 @@ import asyncio
 import inspect
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,6 @@ from mail.errors import (
     EmailError,
     IdempotencyConflict,
     InvalidEmail,
-    OutboxUnavailable,
     PermanentError,
     RecipientLimited,
     ServerUnavailable,
@@ -29,7 +27,7 @@ from mail.errors import (
 from mail.kinds import KINDS, Email
 from mail.outbox import Claim
 from mail.records import State
-from support.processes import BACKEND, Valkey, free_port, wait_until
+from support.processes import BACKEND
 from support.smtp_server import SmtpServer
 from utils.composition import get_outbox
 from utils.email import (
@@ -39,7 +37,6 @@ from utils.email import (
     send_welcome_email_sync,
 )
 from utils.email_async import (
-    enqueue,
     get_task_status,
     send_custom_email_async,
     send_password_reset_email_async,
@@ -53,11 +50,6 @@ Configure = Callable[..., None]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_form = pytest.mark.parametrize("suffix", ["", "_sync", "_async"], ids=["await", "sync", "queued"])
-
-
-@pytest.fixture(autouse=True)
-def settings(configure: Configure) -> Configure:
-    return configure
 
 
 def call(kind: str, suffix: str, **arguments: Any) -> Any:
@@ -75,20 +67,6 @@ def faults(send: Callable[[], Any]) -> set[str]:
     with pytest.raises(InvalidEmail) as caught:
         send()
     return {error.field for error in caught.value.errors}
-
-
-@pytest.fixture
-def dead() -> str:
-    """The address of a Redis where nobody listens."""
-    return f"redis://127.0.0.1:{free_port()}/0"
-
-
-@pytest.fixture
-def frozen(tmp_path: Path) -> Iterator[Valkey]:
-    """A Valkey that takes connections and answers nothing, until the test thaws it."""
-    with Valkey(tmp_path) as server:
-        server.freeze()
-        yield server
 
 
 # The direct forms
@@ -376,60 +354,6 @@ def test_from_many_threads(store: Any, env: dict[str, str]) -> None:
         ids = list(pool.map(lambda n: send_welcome_email_async(f"p{n}@example.com", "Ada"), range(80)))
     assert len(set(ids)) == 80
     assert store.llen(f"{env['KEY_PREFIX']}standard") == 80
-
-
-# Redis and the broker at their worst
-
-
-def test_redis_is_not_there(settings: Configure, dead: str) -> None:
-    settings(REDIS_URL=dead)
-    begun = time.monotonic()
-    with pytest.raises(OutboxUnavailable, match="cannot be reached"):
-        send_welcome_email_async("ada@example.com", "Ada")
-    with pytest.raises(OutboxUnavailable):
-        get_task_status("some-id")
-    assert time.monotonic() - begun < 2
-
-
-def test_redis_is_frozen(settings: Configure, frozen: Valkey) -> None:
-    settings(REDIS_URL=frozen.url)
-    for attempt in (lambda: send_welcome_email_async("ada@example.com", "Ada"), lambda: get_task_status("some-id")):
-        begun = time.monotonic()
-        with pytest.raises(OutboxUnavailable):
-            attempt()
-        assert time.monotonic() - begun < 2
-    frozen.thaw()
-    time.sleep(1.1)  # for a second after a timeout the outbox does not ask again
-    assert get_outbox().list().items == []
-
-
-def test_the_broker_is_not_there(settings: Configure, dead: str) -> None:
-    settings(CELERY_BROKER_URL=dead)
-    begun = time.monotonic()
-    ids = [send_welcome_email_async("ada@example.com", "Ada") for _ in range(5)]
-    assert time.monotonic() - begun < 2
-    assert [get_task_status(one)["state"] for one in ids] == ["queued"] * 5
-
-
-def test_the_broker_is_frozen(settings: Configure, frozen: Valkey) -> None:
-    settings(CELERY_BROKER_URL=frozen.url)
-    took = []
-    for _ in range(5):
-        begun = time.monotonic()
-        email_id = send_welcome_email_async("ada@example.com", "Ada")
-        took.append(time.monotonic() - begun)
-        assert get_task_status(email_id)["state"] == "queued"
-    assert took[0] < 1.5
-    assert max(took[1:]) < 0.3, "after the first, nobody waits for a broker that is known to hang"
-    frozen.thaw()
-
-    def published() -> bool:
-        email = KINDS["welcome"].sample()
-        enqueue(email)
-        with frozen.client() as client:
-            return bool(client.keys("*standard"))
-
-    wait_until(published, timeout=15, what="publishing to come back by itself")
 
 
 def test_a_custom_mail_without_a_body() -> None:
