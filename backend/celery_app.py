@@ -4,6 +4,7 @@ Celery carries wake-ups, nothing else: the outbox holds the email, its state and
 lost, repeated or late does no harm, which is why some of Celery's own safety nets are off here.
 """
 
+import ssl
 import sys
 from typing import Any
 
@@ -19,7 +20,7 @@ EXCHANGE = Exchange("lms-mail", type="direct")
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
     """The same in every process: Redis restores by the shortest visibility timeout of all that are connected."""
-    if not settings.broker_url.startswith(("redis", "unix")):
+    if not settings.broker_url.startswith("redis"):
         return {}
     return {
         # Without a prefix this short timeout would restore other applications' long tasks on the same Redis.
@@ -39,12 +40,18 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _unverified(url: str) -> bool:
+    return url.startswith("rediss") and "ssl_cert_reqs" not in url
+
+
 def create_app(settings: Settings) -> Celery:
     """Build the Celery application from settings."""
     app = Celery("lms-mail", include=["tasks.email_tasks", "tasks.node"])
     app.conf.update(
         broker_url=settings.broker_url,
         broker_transport_options=_transport_options(settings),
+        # redis-py checks a server's certificate unless told not to; Celery only if told to.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if _unverified(settings.broker_url) else None,
         # A worker waits for its broker as long as it takes; the default gives up after 100 tries.
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
 
-from api import emails, health, problems, tasks
+from api import access_log, emails, health, problems, tasks
 from api.limits import BodyLimit
 from mail.errors import ConfigurationError
 from settings import Settings, get_settings
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     problems.install(app)
+    access_log.install()
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
@@ -54,6 +55,6 @@ def create_app(settings: Settings) -> FastAPI:
 
 try:
     app = create_app(get_settings())
-    get_outbox()  # a malformed OUTBOX_KEYS stops the start, not the first request
+    get_outbox()  # on a developer's machine this makes the key of the outbox, before a worker could make another
 except ConfigurationError as error:
     sys.exit(str(error))

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mail.errors import ConfigurationError
+from mail.fields import Address
 from mail.vault import Vault
 
 BACKEND = Path(__file__).resolve().parent
@@ -83,14 +84,14 @@ class Settings(BaseSettings):
     smtp_port: Port = 1025
     smtp_username: str = ""
     smtp_password: SecretStr = SecretStr("")
-    smtp_mail_from: str = "no-reply@lms.test"
+    smtp_mail_from: Address = "no-reply@lms.test"
     smtp_from_name: str = ""
     smtp_security: Literal["auto", "none", "starttls", "tls"] = "auto"
     smtp_timeout: Seconds = 30
     smtp_data_timeout: Seconds = 600
     smtp_ca_file: Path | None = None
     smtp_idempotency_header: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
-    mail_redirect_to: str = ""
+    mail_redirect_to: Address | None = None
 
     # Accepting
     api_keys: SecretStr = SecretStr("")
@@ -98,7 +99,7 @@ class Settings(BaseSettings):
     allowed_link_hosts: CommaSeparated = ()
     cors_origins: CommaSeparated = ()
     recipient_hourly_limit: int = Field(5, ge=1)
-    max_body_bytes: int = Field(1_000_000, ge=1_000)
+    max_body_bytes: int = Field(5_000_000, ge=1_000)
     outbox_retention_days: int = Field(30, ge=1)
 
     # Retrying: full jitter between a second and min(maximum, base * 2 ** attempts); about a day in all.
@@ -134,7 +135,13 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        return (self.celery_broker_url or self.redis_url).get_secret_value()
+        """Where Celery's wake-ups travel. A Unix socket has another name in Celery than in redis-py."""
+        url = (self.celery_broker_url or self.redis_url).get_secret_value()
+        if not url.startswith("unix://"):
+            return url
+        return "redis+socket" + url.removeprefix("unix").replace("?db=", "?virtual_host=").replace(
+            "&db=", "&virtual_host="
+        )
 
     @property
     def lease(self) -> timedelta:

@@ -164,6 +164,8 @@ def test_malformed_outbox_keys(read: Read, keys: str) -> None:
         ("SMTP_IDEMPOTENCY_HEADER", f"X-Key: {VALUE}"),
         ("RECIPIENT_HOURLY_LIMIT", "0"),
         ("MAX_BODY_BYTES", "-1"),
+        ("SMTP_MAIL_FROM", "Example <no-reply@example.com>"),
+        ("MAIL_REDIRECT_TO", "everybody"),
         ("WORKER_CONCURRENCY", "many"),
         ("LEASE_SECONDS", "1"),
         ("BRAND_COLOR", f"#{VALUE}"),

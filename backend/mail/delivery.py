@@ -85,8 +85,10 @@ class RetryPolicy:
                     "unknown": True,
                     "note": "possible duplicate: the reply to the mail was lost",
                 }
-            case _:
+            case DeliveryError():
                 return "retry", retry
+            case _:
+                return "retry", {**retry, "unasked": True}
 
 
 class Ended(NamedTuple):

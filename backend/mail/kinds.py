@@ -25,7 +25,8 @@ E = TypeVar("E", bound="Email")
 
 
 class Lane(StrEnum):
-    """A Celery queue. A mail never waits behind one of another lane."""
+    """A Celery queue. The worker node of critical and standard mail never takes bulk mail, and looks for critical
+    mail first."""
 
     CRITICAL = "critical"
     STANDARD = "standard"

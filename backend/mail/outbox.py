@@ -602,6 +602,8 @@ def _refused(error: redis.RedisError) -> bool:
 
 def _unavailable(error: redis.RedisError, email_id: str | None) -> OutboxUnavailable:
     """Redis's refusal in our words. Only a lost answer leaves it open whether the email was taken."""
+    if isinstance(error, redis.AuthenticationError):
+        return OutboxUnavailable("Redis refuses the password in REDIS_URL")
     if isinstance(error, redis.ResponseError):
         return OutboxUnavailable("Redis refuses to write; see its log")
     if _refused(error):

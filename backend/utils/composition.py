@@ -49,7 +49,7 @@ def get_service() -> EmailService:
         sender=Sender(
             address=settings.smtp_mail_from,
             name=settings.smtp_from_name or settings.brand_name,
-            redirect_to=settings.mail_redirect_to,
+            redirect_to=settings.mail_redirect_to or "",
             idempotency_header=settings.smtp_idempotency_header,
         ),
     )

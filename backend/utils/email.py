@@ -76,7 +76,7 @@ async def send_welcome_email(
 def send_password_reset_email_sync(
     to: str, name: str, reset_url: str, *, reply_to: str | None = None, from_name: str | None = None
 ) -> Delivery:
-    """Send the link that sets a new password. A newer one replaces an older one that still waits."""
+    """Send the link that sets a new password."""
     return send_sync(
         new(PasswordResetEmail, to=to, name=name, reset_url=reset_url, reply_to=reply_to, from_name=from_name)
     )
@@ -85,7 +85,7 @@ def send_password_reset_email_sync(
 async def send_password_reset_email(
     to: str, name: str, reset_url: str, *, reply_to: str | None = None, from_name: str | None = None
 ) -> Delivery:
-    """Send the link that sets a new password. A newer one replaces an older one that still waits."""
+    """Send the link that sets a new password."""
     return await send(
         new(PasswordResetEmail, to=to, name=name, reset_url=reset_url, reply_to=reply_to, from_name=from_name)
     )
@@ -94,7 +94,7 @@ async def send_password_reset_email(
 def send_email_verification_sync(
     to: str, name: str, verification_url: str, *, reply_to: str | None = None, from_name: str | None = None
 ) -> Delivery:
-    """Ask a person to confirm an address. A newer one replaces an older one that still waits."""
+    """Ask a person to confirm an address."""
     return send_sync(
         new(
             EmailVerificationEmail,
@@ -110,7 +110,7 @@ def send_email_verification_sync(
 async def send_email_verification(
     to: str, name: str, verification_url: str, *, reply_to: str | None = None, from_name: str | None = None
 ) -> Delivery:
-    """Ask a person to confirm an address. A newer one replaces an older one that still waits."""
+    """Ask a person to confirm an address."""
     return await send(
         new(
             EmailVerificationEmail,

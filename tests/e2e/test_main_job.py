@@ -299,3 +299,10 @@ def test_the_prefix_is_on_every_key(service: Service) -> None:
         foreign = [key for key in client.scan_iter("*") if not key.startswith(service.env["KEY_PREFIX"])]
     # Tests of other modules have a Valkey of their own; nothing else writes here.
     assert [key for key in foreign if not re.match(r"t\d+-\d+:", key)] == []
+
+
+def test_the_access_log_shows_no_address(service: Service) -> None:
+    service.http.get("/api/emails", params={"to": "private@example.com"})
+    (log,) = service.directory.glob("api-*.log")
+    assert "GET /api/emails HTTP" in log.read_text()
+    assert "private" not in log.read_text()

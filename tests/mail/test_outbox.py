@@ -202,6 +202,50 @@ class TestAccept:
             assert outbox.settle(email_id, "t1", "sent", code=250).state == State.SENT
 
 
+class TestLostAnswer:
+    """The wire is a fake here: no real Redis can be made to lose exactly one answer."""
+
+    @pytest.fixture
+    def lossy(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+        """`lossy(True)`: the next script runs but its answer is lost; the repeat is refused if asked for."""
+        real = outbox._call
+
+        def arm(refuse: bool) -> None:
+            calls = iter(("lose", "refuse" if refuse else "answer"))
+
+            def call(script: Any, values: Any) -> Any:
+                match next(calls, "answer"):
+                    case "lose":
+                        real(script, values)
+                        raise redis.ConnectionError("Connection reset by peer")
+                    case "refuse":
+                        raise redis.ConnectionError("Error 111") from ConnectionRefusedError()
+                return real(script, values)
+
+            monkeypatch.setattr(outbox, "_call", call)
+
+        return arm
+
+    def test_the_repeat_gets_it(self, outbox: Outbox, lossy: Callable[[bool], None]) -> None:
+        outbox.renew({})
+        lossy(False)
+        accepted = outbox.accept(WelcomeEmail.sample())
+        assert [record.id for record in outbox.list().items] == [accepted.id]
+
+    def test_a_refused_repeat_leaves_it_in_doubt(self, outbox: Outbox, lossy: Callable[[bool], None]) -> None:
+        outbox.renew({})
+        lossy(True)
+        with pytest.raises(OutboxUnavailable) as caught:
+            outbox.accept(WelcomeEmail.sample())
+        assert caught.value.email_id is not None
+        assert outbox.record(caught.value.email_id).state == State.QUEUED
+
+    def test_a_late_repeat_knows_what_was_taken(self, make: Callable[..., Outbox]) -> None:
+        first = make().accept(WelcomeEmail.sample(), email_id="one")
+        late = make(answer_within=timedelta(milliseconds=-1))
+        assert late.accept(WelcomeEmail.sample(), email_id="one") == first
+
+
 class TestSupersede:
     def test_a_newer_reset_replaces_one_that_waits(self, outbox: Outbox, client: "redis.Redis") -> None:
         older, newer = outbox.accept(reset()).id, outbox.accept(reset()).id
@@ -395,6 +439,24 @@ class TestGates:
         outbox.settle(ids[1], "t1", "sent", code=250)
         claimed(outbox, ids[2], "t2")
         assert outbox.lanes()[Lane.STANDARD]["closed"] is None
+
+    def test_a_mail_that_could_not_be_prepared_says_nothing_about_the_server(self, outbox: Outbox) -> None:
+        ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(2)]
+        claimed(outbox, ids[0], "t0")
+        outbox.settle(ids[0], "t0", "release", gate="smtp", error="refused", cap=100)
+        claim_when_free(outbox, ids[1], "t1")
+        outbox.settle(ids[1], "t1", "retry", error="no template", delay=1000, attempts=5, unasked=True)
+        assert outbox.lanes()[Lane.STANDARD]["closed"]["reason"] == "refused"
+
+    def test_a_long_outage_is_two_lines_in_the_timeline(self, outbox: Outbox) -> None:
+        email_id = outbox.accept(WelcomeEmail.sample()).id
+        for probe in range(4):
+            claim_when_free(outbox, email_id, f"t{probe}")
+            outbox.settle(email_id, f"t{probe}", "release", gate="smtp", error="refused", cap=50)
+        assert states(outbox, email_id) == ["queued", "sending", "retrying"]
+        claim_when_free(outbox, email_id, "last")
+        outbox.settle(email_id, "last", "sent", code=250)
+        assert states(outbox, email_id) == ["queued", "sending", "retrying", "sending", "sent"]
 
     def test_twenty_threads_that_find_the_same_fault_count_once(self, outbox: Outbox, client: "redis.Redis") -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(20)]

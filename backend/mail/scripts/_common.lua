@@ -32,6 +32,13 @@ local function log(id, entry)
   redis.call('HSET', email_key(id), 'log', old and (old .. '\n' .. line) or line)
 end
 
+-- Takes the last line of the timeline back, if it says that sending began.
+local function unlog(id)
+  local lines = redis.call('HGET', email_key(id), 'log')
+  local rest, last = lines:match('^(.*)\n([^\n]*)$')
+  if rest and cjson.decode(last).state == 'sending' then redis.call('HSET', email_key(id), 'log', rest) end
+end
+
 -- `sent` has no index of its own: nearly every mail ends there, so reading `all` finds them as fast.
 local function set_state(id, record, state)
   if record.state ~= state then

@@ -73,10 +73,12 @@ local function put_back(at, next)
   redis.call('HSET', email_key(id), 'next', next)
   set_state(id, record, 'retrying')
   look_again(id, record, at)
-  -- A day without a server must not fill the timeline with one sentence.
+  -- A day without a server must not fill the timeline with one sentence, nor with the probes that ended in it.
   if outcome ~= 'release' or record.error ~= args.error then
     entry.state, entry.next = 'retrying', next
     log(id, entry)
+  else
+    unlog(id)
   end
   redis.call('HSET', email_key(id), 'error', args.error)
 end
@@ -90,8 +92,8 @@ if outcome == 'release' then
   return {record.state, now, math.ceil((at - now) / 1000)}
 end
 
--- From here on the server has spoken about this mail, so it is there and it takes ours.
-redis.call('DEL', P .. 'gate:smtp')
+-- From here on the server has spoken about this mail, so it is there and it takes ours; unless it was never asked.
+if not args.unasked then redis.call('DEL', P .. 'gate:smtp') end
 
 if outcome == 'sent' then
   recover()
