@@ -458,6 +458,21 @@ class TestGates:
         outbox.settle(email_id, "last", "sent", code=250)
         assert states(outbox, email_id) == ["queued", "sending", "retrying", "sending", "sent"]
 
+    def test_expired_mail_ends_behind_a_closed_gate_too(self, outbox: Outbox, client: "redis.Redis") -> None:
+        first = outbox.accept(WelcomeEmail.sample()).id
+        waiting = outbox.accept(reset(), expires_at=in_(seconds=0.4)).id
+        claimed(outbox, first, "t0")
+        outbox.settle(first, "t0", "release", gate="smtp", error="refused", cap=60_000)
+        assert outbox.record(waiting).state == State.QUEUED
+
+        def ended() -> bool:
+            assert outbox.sweep(Lane.STANDARD, 10, "node").held
+            return outbox.record(waiting).state == State.EXPIRED
+
+        wait_until(ended, timeout=5)
+        assert not client.hexists(f"{outbox._prefix}email:{waiting}", "secret")
+        assert client.zcard(f"{outbox._prefix}ends") == 0
+
     def test_twenty_threads_that_find_the_same_fault_count_once(self, outbox: Outbox, client: "redis.Redis") -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(20)]
         for email_id in ids:

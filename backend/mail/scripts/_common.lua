@@ -57,6 +57,7 @@ end
 -- Ends an email. Needs lane, created, state, expires, rivals in `record`.
 local function finish(id, record, state, entry)
   redis.call('ZREM', due_key(record.lane), id)
+  redis.call('ZREM', P .. 'ends', id)
   redis.call('HDEL', email_key(id), 'token', 'lease', 'worker', 'next')
   if record.rivals then redis.call('SREM', record.rivals, id) end
   if not KEEPS_SECRET[state] then
@@ -70,10 +71,20 @@ local function finish(id, record, state, entry)
   log(id, entry)
 end
 
--- A look-up that never sleeps past the end of the mail's life.
 local function look_again(id, record, at)
-  if record.expires and tonumber(record.expires) < at then at = tonumber(record.expires) end
   redis.call('ZADD', due_key(record.lane), at, id)
+end
+
+-- Waiting mail whose time has run out ends here, also while no server takes mail: its secret must not outlive it.
+local function end_expired()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'ends', '-inf', now, 'LIMIT', 0, 200)) do
+    local record = load(id, 'state', 'lane', 'created', 'expires', 'rivals')
+    if not record.state then
+      redis.call('ZREM', P .. 'ends', id)
+    elseif record.state ~= 'sending' then
+      finish(id, record, 'expired', {error = 'its time ran out before it could be sent'})
+    end
+  end
 end
 
 -- Gates: `smtp` for the whole account, and one per lane. A closed gate keeps mail back and lets one probe through

@@ -63,6 +63,7 @@ if supersedes == '1' then redis.call('HSET', email_key(id), 'rivals', rivals) en
 set_state(id, record, state)
 log(id, {state = state})
 look_again(id, record, send_at > 0 and send_at or now + tonumber(first_look))
+if expires > 0 then redis.call('ZADD', P .. 'ends', expires, id) end
 redis.call('ZADD', P .. 'all', now, id)
 redis.call('ZADD', P .. 'to:' .. person, now, id)
 if idempotency ~= '' then

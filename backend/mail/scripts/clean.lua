@@ -14,6 +14,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'all', '-inf', cutoff, 'LIM
     redis.call('DEL', email_key(id))
     redis.call('ZREM', P .. 'all', id)
     redis.call('ZREM', P .. 'secrets', id)
+    redis.call('ZREM', P .. 'ends', id)
     if record.state then
       redis.call('ZREM', P .. 'to:' .. record.person, id)
       redis.call('ZREM', P .. 'state:' .. record.state, id)

@@ -13,5 +13,6 @@ redis.call('HDEL', email_key(id), 'error', 'code', 'reply')
 set_state(id, record, 'queued')
 log(id, {state = 'queued', note = 'sent again by hand'})
 if record.rivals then redis.call('SADD', record.rivals, id) end
+if record.expires then redis.call('ZADD', P .. 'ends', record.expires, id) end
 look_again(id, record, now + tonumber(first_look))
 return {'ok', now}

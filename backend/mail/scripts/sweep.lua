@@ -6,6 +6,8 @@ room = tonumber(room)
 redis.call('ZADD', P .. 'nodes:' .. lane, now, node)
 redis.call('ZREMRANGEBYSCORE', P .. 'nodes:' .. lane, '-inf', now - tonumber(node_ttl))
 
+end_expired()
+
 local waiting = redis.call('ZCOUNT', due_key(lane), '-inf', now)
 local held = held_until(lane) > now
 local interval = redis.call('HGET', P .. 'pace:' .. lane, 'interval')
