@@ -31,7 +31,7 @@ async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application from settings."""
-    app = FastAPI(
+    app = problems.ProblemApp(
         title="LMS mail",
         version="0.1.0",
         description="Accepts emails for the learning-management system, keeps them, and sends them.",

@@ -150,7 +150,15 @@ async def _on_crash(_: Request, __: Exception) -> JSONResponse:
     return problem(500, "Something went wrong on our side. The fault is in the server's log.")
 
 
-def describe(schema: dict[str, Any]) -> dict[str, Any]:
+class ProblemApp(FastAPI):
+    """An application whose OpenAPI description knows its problems."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, made once."""
+        return self.openapi_schema if self.openapi_schema else _describe(super().openapi())
+
+
+def _describe(schema: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI description that knows problems, and nothing of FastAPI's own validation error."""
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
@@ -167,17 +175,7 @@ def describe(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application with a problem, and say so in its OpenAPI description."""
-    plain = app.openapi
-    described: list[dict[str, Any]] = []
-
-    def openapi() -> dict[str, Any]:
-        if not described:
-            described.append(describe(plain()))
-        return described[0]
-
-    # FastAPI's documented way to extend the description.
-    app.openapi = openapi  # type: ignore[method-assign]
+    """Answer every error of the application with a problem."""
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     for kind in (InvalidEmail, UnknownEmail, WrongState, IdempotencyConflict, RecipientLimited, OutboxUnavailable):

@@ -12,10 +12,9 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import redis
@@ -33,10 +32,9 @@ from mail.errors import (
 from mail.kinds import AnyEmail, Email, Lane, parse
 from mail.records import Record, State, moment
 from mail.vault import Vault
+from mail.wire import Wire
 
-SCRIPTS = Path(__file__).parent / "scripts"
 MEMORY_LIMIT = 0.9
-SILENCE = 1.0  # seconds
 SCAN_LIMIT = 2_000
 
 Outcome = Literal["sent", "failed", "retry", "release"]
@@ -129,27 +127,22 @@ class Outbox:
     """Accepts, grants, settles and lists emails.
 
     Args:
-        client: decodes responses; its `socket_timeout` bounds how long a frozen Redis holds a caller up.
+        client: see Wire.
         prefix: begins every key.
         vault: seals secret fields.
     """
 
     def __init__(self, client: "redis.Redis", *, prefix: str, vault: Vault, numbers: Numbers | None = None) -> None:
-        self._redis = client
-        self._prefix = prefix
-        self._vault = vault
         self.numbers = numbers or Numbers()
-        self._clock_offset: float | None = None
+        self._vault = vault
+        self._redis = client
+        self._wire = Wire(
+            client,
+            prefix=prefix,
+            answer_within=self.numbers.answer_within,
+            gap=self.numbers.lease.total_seconds() / 4,
+        )
         self._memory_checked = float("-inf")
-        self._silent_until = float("-inf")
-        self._last_contact = float("-inf")
-        self._regained = float("-inf")
-        common = (SCRIPTS / "_common.lua").read_text() + (SCRIPTS / "_limit.lua").read_text()
-        self._scripts = {
-            path.stem: _Script.assemble(path.read_text(), common)
-            for path in SCRIPTS.glob("*.lua")
-            if not path.stem.startswith("_")
-        }
 
     # Accepting
 
@@ -173,10 +166,10 @@ class Outbox:
         email_id = email_id or str(uuid.uuid4())
         secrets = {name: getattr(email, name) for name in email.secret_fields()}
         payload = email.model_dump(mode="json", exclude={"kind", "to", *secrets}, exclude_none=True)
-        with self.answered():
+        with self._wire.answered():
             self._refuse_when_full()
-        with self.answered(email_id):
-            reply = self._run_in_time(
+        with self._wire.answered(email_id):
+            reply = self._wire.run_in_time(
                 "accept",
                 email_id,
                 email.kind,
@@ -216,8 +209,8 @@ class Outbox:
         """
         if not email.limited:
             return
-        with self.answered():
-            reply = self._run_in_time(
+        with self._wire.answered():
+            reply = self._wire.run_in_time(
                 "admit",
                 str(uuid.uuid4()),
                 email.kind,
@@ -236,7 +229,7 @@ class Outbox:
             UnknownEmail: no such record.
             redis.RedisError: Redis did not answer; the sweep will wake the email again.
         """
-        reply = self._run(
+        reply = self._wire.run(
             "claim",
             email_id,
             token,
@@ -270,7 +263,7 @@ class Outbox:
     def renew(self, leases: Mapping[str, str]) -> set[str]:
         """Extend leases, given as id → token. Answers with the ids whose lease is still ours."""
         pairs = [part for lease in leases.items() for part in lease]
-        return set(self._run("renew", _ms(self.numbers.lease), *pairs)[1:])
+        return set(self._wire.run("renew", _ms(self.numbers.lease), *pairs)[1:])
 
     def settle(self, email_id: str, token: str, outcome: Outcome, **arguments: Any) -> Settled:
         """Write down how an attempt ended; scripts/settle.lua says what each outcome means.
@@ -279,14 +272,14 @@ class Outbox:
             redis.RedisError: not written. Repeat with the same arguments.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
-        state, _, *rest = self._run("settle", email_id, token, outcome, json.dumps(given))
+        state, _, *rest = self._wire.run("settle", email_id, token, outcome, json.dumps(given))
         if state in ("stale", "unknown"):
             return Settled(None, stale=True)
         return Settled(State(state), rest[0] if rest else 0)
 
     def sweep(self, lane: Lane, room: int, node: str) -> Sweep:
         """Pick at most `room` emails of a lane that are due, and note that `node` serves the lane."""
-        now, held, waiting, last_wake_up, *rest = self._run(
+        now, held, waiting, last_wake_up, *rest = self._wire.run(
             "sweep", lane, room, _ms(self.numbers.first_look), node, _ms(timedelta(seconds=30))
         )
         due = [Due(*rest[start : start + 3]) for start in range(0, len(rest), 3)]
@@ -294,19 +287,18 @@ class Outbox:
 
     def probe_soon(self) -> None:
         """Let the next mail try a server that was refusing."""
-        self._run("probe_soon")
+        self._wire.run("probe_soon")
 
     def may_take_over(self) -> bool:
         """Whether this process has seen Redis long enough to trust that an expired lease means a dead worker.
 
         After an outage of Redis the workers that live need one lease length to renew what they hold.
         """
-        now = time.monotonic()
-        return now - self._last_contact < self._gap and now - self._regained > self.numbers.lease.total_seconds()
+        return self._wire.in_contact_for() > self.numbers.lease.total_seconds()
 
     def clean(self, skip: int = 0, count: int = 200) -> tuple[int, int]:
         """Remove old records, at most `count`. Returns how many went, and how many old ones are still alive."""
-        _, removed, kept = self._run("clean", _ms(self.numbers.retention), skip, count)
+        _, removed, kept = self._wire.run("clean", _ms(self.numbers.retention), skip, count)
         return removed, kept
 
     # By hand
@@ -328,8 +320,8 @@ class Outbox:
         return self._by_hand(email_id, "retry", _ms(self.numbers.first_look), verb="retried")
 
     def _by_hand(self, email_id: str, script: str, *arguments: object, verb: str) -> Record:
-        with self.answered():
-            reply = self._run(script, email_id, str(uuid.uuid4()), *arguments)
+        with self._wire.answered():
+            reply = self._wire.run(script, email_id, str(uuid.uuid4()), *arguments)
         match reply:
             case ["ok", *_]:
                 return self.record(email_id)
@@ -349,8 +341,8 @@ class Outbox:
         Raises:
             UnknownEmail, OutboxUnavailable
         """
-        with self.answered():
-            data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
+        with self._wire.answered():
+            data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
         if "state" not in data:
             raise UnknownEmail
         return Record.parse(email_id, data)
@@ -371,16 +363,16 @@ class Outbox:
             InvalidEmail: the cursor is not one of ours.
             OutboxUnavailable
         """
-        index = self._key("all")
+        index = self._wire.key("all")
         if to is not None:
-            index = self._key("to", to.casefold())
+            index = self._wire.key("to", to.casefold())
         elif state is not None and state != State.SENT:
-            index = self._key("state", state)
+            index = self._wire.key("state", state)
         found: list[Record] = []
         after = _read_cursor(cursor)
-        with self.answered():
+        with self._wire.answered():
             for scanned, (email_id, created) in enumerate(self._newest(index, after), start=1):
-                data = cast("dict[str, str]", self._redis.hgetall(self._key("email", email_id)))
+                data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
                 if "state" in data and kind in (None, data["kind"]) and state in (None, data["state"]):
                     found.append(Record.parse(email_id, data))
                 if len(found) == limit or scanned == SCAN_LIMIT:
@@ -402,16 +394,13 @@ class Outbox:
                 return
             offset += size
 
-    def info(self, *sections: str) -> Mapping[str, Any]:
+    def info(self) -> Mapping[str, Any]:
         """Redis's own INFO; empty where its ACL forbids it.
 
         Raises:
             redis.RedisError: no answer.
         """
-        try:
-            return self._redis.info(*sections)
-        except redis.ResponseError:
-            return {}
+        return self._wire.info()
 
     def refuse_cluster(self) -> None:
         """Stop the start on a Redis Cluster, whose scripts cannot reach keys of several slots.
@@ -433,16 +422,16 @@ class Outbox:
         """
         seconds, micros = self._redis.time()
         now = seconds * 1000 + micros // 1000
-        account = cast("dict[str, str]", self._redis.hgetall(self._key("gate", "smtp")))
+        account = cast("dict[str, str]", self._redis.hgetall(self._wire.key("gate", "smtp")))
         return {lane: self._lane(lane, now, account) for lane in Lane}
 
     def _lane(self, lane: Lane, now: int, account: Mapping[str, str]) -> Mapping[str, Any]:
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zcount(self._key("due", lane), "-inf", now)
-        pipe.zrange(self._key("due", lane), 0, 0, withscores=True)
-        pipe.zcount(self._key("nodes", lane), now - 30_000, "+inf")
-        pipe.hgetall(self._key("gate", lane))
-        pipe.hgetall(self._key("pace", lane))
+        pipe.zcount(self._wire.key("due", lane), "-inf", now)
+        pipe.zrange(self._wire.key("due", lane), 0, 0, withscores=True)
+        pipe.zcount(self._wire.key("nodes", lane), now - 30_000, "+inf")
+        pipe.hgetall(self._wire.key("gate", lane))
+        pipe.hgetall(self._wire.key("pace", lane))
         due, oldest, nodes, gate, pace = pipe.execute()
         closed = account or gate
         return {
@@ -457,90 +446,15 @@ class Outbox:
         """Close the connections to Redis."""
         self._redis.close()
 
-    @contextmanager
-    def answered(self, email_id: str | None = None) -> Iterator[None]:
-        """Around calls that somebody waits for: a Redis that is away becomes an error of ours.
-
-        After a timeout it fails at once for a while. Requests queue for threads; if each waited out a timeout of
-        its own, the last ones would wait for many.
-
-        Raises:
-            OutboxUnavailable
-        """
-        if time.monotonic() < self._silent_until:
-            raise OutboxUnavailable("Redis does not answer")
-        try:
-            yield
-        except redis.RedisError as error:
-            if isinstance(error, redis.TimeoutError):
-                self._silent_until = time.monotonic() + SILENCE
-            raise _unavailable(error, email_id) from error
-
-    # The wire
-
-    @property
-    def _gap(self) -> float:
-        return self.numbers.lease.total_seconds() / 4
-
-    def _key(self, *parts: str) -> str:
-        return self._prefix + ":".join(parts)
-
-    def _run(self, script: str, *arguments: object) -> Any:
-        """Run a script, once more if a connection turned out dead: each may run twice. Never after a timeout: a
-        frozen Redis would be waited for twice."""
-        values = [self._prefix, *(str(argument) for argument in arguments)]
-        try:
-            reply = self._call(self._scripts[script], values)
-        except redis.ConnectionError as error:
-            if _refused(error):
-                raise
-            try:
-                reply = self._call(self._scripts[script], values)
-            except redis.ConnectionError:
-                # The first call may have been run; that the second was refused does not undo it.
-                raise error from None
-        received = time.monotonic()
-        if received - self._last_contact > self._gap:
-            self._regained = received
-        self._last_contact = received
-        stamp = reply[1] if isinstance(reply[0], str) else reply[0]
-        self._clock_offset = stamp / 1000 - received
-        return reply
-
-    def _call(self, script: "_Script", values: Sequence[str]) -> Any:
-        try:
-            return self._redis.evalsha(script.digest, 0, *values)
-        except redis.exceptions.NoScriptError:
-            # Not SCRIPT LOAD, as redis-py's own helper does: a full Redis refuses that, and delivering must go on.
-            return self._redis.eval(script.source, 0, *values)
-
-    def _run_in_time(self, script: str, email_id: str, *arguments: object) -> Any:
-        """Run a script that gets a deadline as its second argument.
-
-        A clock that was set, or a machine that slept, makes the first guess at Redis's time wrong; the refusal
-        brings the right one.
-        """
-        reply = self._run(script, email_id, self._deadline(), *arguments)
-        if reply[0] == "late":
-            reply = self._run(script, email_id, self._deadline(), *arguments)
-        return reply
-
-    def _deadline(self) -> int:
-        """The Redis time after which a script must do nothing, because its caller has given up.
-
-        The offset between the two clocks comes with every reply; measured on receipt, it errs to the safe side.
-        """
-        if self._clock_offset is None:
-            self._run("tick")
-        assert self._clock_offset is not None  # noqa: S101
-        now = time.monotonic() + self._clock_offset
-        return int((now + self.numbers.answer_within.total_seconds()) * 1000)
+    def answered(self) -> AbstractContextManager[None]:
+        """Around several reads of one request. Raises OutboxUnavailable."""
+        return self._wire.answered()
 
     def _refuse_when_full(self) -> None:
         now = time.monotonic()
         if now - self._memory_checked < 1:
             return
-        if nearly_full(self.info("memory")):
+        if nearly_full(self._wire.info("memory")):
             raise OutboxUnavailable("Redis memory is nearly full; accepting has stopped", retry_after=30)
         self._memory_checked = now
 
@@ -548,17 +462,6 @@ class Outbox:
 def nearly_full(memory: Mapping[str, Any]) -> bool:
     """Whether Redis, by its INFO, is so full that accepting must stop for delivering to go on."""
     return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
-
-
-class _Script(NamedTuple):
-    source: str
-    digest: str
-
-    @classmethod
-    def assemble(cls, source: str, common: str) -> "_Script":
-        shebang, _, body = source.partition("\n")
-        whole = f"{shebang}\n{common}\n{body}"
-        return cls(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
 
 
 def _ms(value: datetime | timedelta | None) -> int:
@@ -594,18 +497,3 @@ def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
         return int(created), email_id
     except (binascii.Error, ValueError):
         raise InvalidEmail([FieldError("cursor", "use the value of `next` from the page before")]) from None
-
-
-def _refused(error: redis.RedisError) -> bool:
-    return isinstance(error.__cause__ or error.__context__, ConnectionRefusedError)
-
-
-def _unavailable(error: redis.RedisError, email_id: str | None) -> OutboxUnavailable:
-    """Redis's refusal in our words. Only a lost answer leaves it open whether the email was taken."""
-    if isinstance(error, redis.AuthenticationError):
-        return OutboxUnavailable("Redis refuses the password in REDIS_URL")
-    if isinstance(error, redis.ResponseError):
-        return OutboxUnavailable("Redis refuses to write; see its log")
-    if _refused(error):
-        return OutboxUnavailable("Redis cannot be reached")
-    return OutboxUnavailable("Redis does not answer", email_id=email_id)

@@ -119,8 +119,8 @@ def rich_mail() -> EmailMessage:
     mail["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     mail.set_content("Guten Tag, Zoë\n")
     mail.add_alternative("<style>p{}</style><!-- x --><p>Guten&nbsp;Tag, <b>Zoë</b></p>", subtype="html")
-    html = mail.get_payload()[1]  # type: ignore[index]
-    html.add_related(b"\x89PNG", maintype="image", subtype="png", cid="<logo@lms>")  # type: ignore[union-attr]
+    html = mail.get_payload()[1]
+    html.add_related(b"\x89PNG", maintype="image", subtype="png", cid="<logo@lms>")
     mail.add_attachment(b"%PDF-1.7", maintype="application", subtype="pdf", filename="Zertifikat ü.pdf")
     return mail
 

@@ -15,9 +15,11 @@ import pytest
 
 import utils.email
 import utils.email_async
-from e2e.conftest import Service
-from mail.kinds import KINDS, Email
+from mail.kinds import KINDS, Email, Lane
+from mail.outbox import Due
 from support.processes import Process, celery, free_port, wait_until
+from support.service import Service
+from utils.composition import get_wake_ups
 
 DIRECT = pytest.mark.usefixtures("as_client")
 
@@ -101,7 +103,7 @@ class TestEveryKind:
 def test_names_arrive_intact(service: Service, name: str) -> None:
     message = arrived(service, service.send({"kind": "welcome", "to": "ada@example.com", "name": name}))
     assert name in message["Subject"]
-    assert name in message.get_body(("plain",)).get_content()  # type: ignore[union-attr]
+    assert name in message.get_body(("plain",)).get_content()
     assert not message["Subject"].defects
 
 
@@ -240,6 +242,19 @@ class TestFlower:
         assert "550" in tasks[failed]["exception"]
         assert "gone2@example.com" not in json.dumps(tasks)
         assert "flower@example.com" not in json.dumps(tasks)
+
+    @DIRECT
+    def test_shows_a_cancelled_mail_as_revoked(self, service: Service, flower: httpx.Client) -> None:
+        at = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        email_id = service.send({"kind": "welcome", "to": "ada@example.com", "name": "Ada", "send_at": at})
+        service.http.post(f"/api/emails/{email_id}/cancel")
+        get_wake_ups().publish(Lane.STANDARD, Due(email_id, "welcome", "ada@example.com"))  # one that was on its way
+
+        def state() -> str | None:
+            return flower.get("/api/tasks").json().get(email_id, {}).get("state")
+
+        wait_until(lambda: state() == "REVOKED", what="Flower to show it as revoked")
+        assert service.http.get(f"/api/tasks/{email_id}").json()["status"] == "REVOKED"
 
     def test_is_read_only(self, flower: httpx.Client) -> None:
         answer = flower.post("/api/worker/shutdown/node@test")

@@ -235,7 +235,7 @@ def test_public_names() -> None:
 
 def test_frozen() -> None:
     with pytest.raises(ValidationError):
-        WelcomeEmail.sample().name = "Bob"  # type: ignore[misc]
+        WelcomeEmail.sample().name = "Bob"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class TestAccept:
         assert (record.state, record.kind, record.to) == (State.QUEUED, "welcome", "ada@example.com")
         assert record.fields == {"name": "Ada Lovelace"}
         assert states(outbox, accepted.id) == ["queued"]
-        assert outbox.claim(accepted.id, "t", "node").kind == "welcome"  # type: ignore[union-attr]
+        assert claimed(outbox, accepted.id).kind == "welcome"
 
     def test_twice_with_one_id_is_once(self, outbox: Outbox) -> None:
         first = outbox.accept(WelcomeEmail.sample(), email_id="one")
@@ -104,7 +104,7 @@ class TestAccept:
 
     def test_secret_is_nowhere_in_clear(self, outbox: Outbox, client: "redis.Redis") -> None:
         email_id = outbox.accept(reset()).id
-        stored = client.hgetall(f"{outbox._prefix}email:{email_id}")
+        stored = client.hgetall(f"{outbox._wire.prefix}email:{email_id}")
         assert "secret" in stored
         assert TOKEN not in str(stored)
         assert TOKEN not in repr(outbox.record(email_id))
@@ -112,7 +112,7 @@ class TestAccept:
 
     def test_a_lost_key_is_an_error_of_its_own(self, outbox: Outbox, client: "redis.Redis") -> None:
         email_id = outbox.accept(reset()).id
-        other = Outbox(client, prefix=outbox._prefix, vault=Vault([Fernet.generate_key().decode()]))
+        other = Outbox(client, prefix=outbox._wire.prefix, vault=Vault([Fernet.generate_key().decode()]))
         with pytest.raises(SecretLost):
             other.open(claimed(other, email_id))
 
@@ -208,7 +208,7 @@ class TestLostAnswer:
     @pytest.fixture
     def lossy(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         """`lossy(True)`: the next script runs but its answer is lost; the repeat is refused if asked for."""
-        real = outbox._call
+        real = outbox._wire._call
 
         def arm(refuse: bool) -> None:
             calls = iter(("lose", "refuse" if refuse else "answer"))
@@ -222,7 +222,7 @@ class TestLostAnswer:
                         raise redis.ConnectionError("Error 111") from ConnectionRefusedError()
                 return real(script, values)
 
-            monkeypatch.setattr(outbox, "_call", call)
+            monkeypatch.setattr(outbox._wire, "_call", call)
 
         return arm
 
@@ -252,7 +252,7 @@ class TestSupersede:
         record = outbox.record(older)
         assert record.state == State.CANCELLED
         assert "superseded" in (record.error or "")
-        assert not client.hexists(f"{outbox._prefix}email:{older}", "secret")
+        assert not client.hexists(f"{outbox._wire.prefix}email:{older}", "secret")
         assert outbox.record(newer).state == State.QUEUED
 
     def test_not_for_another_person_nor_another_kind(self, outbox: Outbox) -> None:
@@ -342,7 +342,7 @@ class TestClaim:
         email_id = outbox.accept(reset(), expires_at=in_(seconds=0.2)).id
         time.sleep(0.25)
         assert outbox.claim(email_id, "t", "node") == State.EXPIRED
-        assert not client.hexists(f"{outbox._prefix}email:{email_id}", "secret")
+        assert not client.hexists(f"{outbox._wire.prefix}email:{email_id}", "secret")
 
     def test_scheduled_waits_for_its_time(self, outbox: Outbox) -> None:
         email_id = outbox.accept(WelcomeEmail.sample(), send_at=in_(seconds=0.5)).id
@@ -366,8 +366,8 @@ class TestSettle:
         assert record.sent_at is not None
         assert not record.possible_duplicate
         assert [change.state for change in record.timeline] == ["queued", "sending", "sent"]
-        assert not client.hexists(f"{outbox._prefix}email:{email_id}", "secret")
-        assert client.zcard(f"{outbox._prefix}due:critical") == 0
+        assert not client.hexists(f"{outbox._wire.prefix}email:{email_id}", "secret")
+        assert client.zcard(f"{outbox._wire.prefix}due:critical") == 0
 
     def test_sent_counts_under_a_stale_token(self, outbox: Outbox) -> None:
         email_id = outbox.accept(WelcomeEmail.sample()).id
@@ -393,7 +393,7 @@ class TestSettle:
         email_id = outbox.accept(reset(), expires_at=in_(seconds=0.3)).id
         claimed(outbox, email_id)
         outbox.settle(email_id, "t1", "failed", code=550, reply="no", error="no", cap=1000)
-        key = f"{outbox._prefix}email:{email_id}"
+        key = f"{outbox._wire.prefix}email:{email_id}"
         assert client.hexists(key, "secret")
         time.sleep(0.35)
         outbox.clean()
@@ -470,8 +470,8 @@ class TestGates:
             return outbox.record(waiting).state == State.EXPIRED
 
         wait_until(ended, timeout=5)
-        assert not client.hexists(f"{outbox._prefix}email:{waiting}", "secret")
-        assert client.zcard(f"{outbox._prefix}ends") == 0
+        assert not client.hexists(f"{outbox._wire.prefix}email:{waiting}", "secret")
+        assert client.zcard(f"{outbox._wire.prefix}ends") == 0
 
     def test_twenty_threads_that_find_the_same_fault_count_once(self, outbox: Outbox, client: "redis.Redis") -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(20)]
@@ -479,7 +479,7 @@ class TestGates:
             claimed(outbox, email_id, email_id)
         for email_id in ids:
             outbox.settle(email_id, email_id, "release", gate="smtp", error="refused", cap=60_000)
-        assert client.hget(f"{outbox._prefix}gate:smtp", "step") == "1"
+        assert client.hget(f"{outbox._wire.prefix}gate:smtp", "step") == "1"
 
     def test_a_probe_whose_worker_dies_does_not_keep_the_gate_shut(self, outbox: Outbox) -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(3)]
@@ -550,9 +550,9 @@ class TestSweep:
         assert due[0].id == email_id
 
     def test_a_due_entry_without_a_record_goes(self, outbox: Outbox, client: "redis.Redis") -> None:
-        client.zadd(f"{outbox._prefix}due:bulk", {"ghost": 1})
+        client.zadd(f"{outbox._wire.prefix}due:bulk", {"ghost": 1})
         assert outbox.sweep(Lane.BULK, 3, "a").due == []
-        assert client.zcard(f"{outbox._prefix}due:bulk") == 0
+        assert client.zcard(f"{outbox._wire.prefix}due:bulk") == 0
 
 
 class TestByHand:
@@ -610,7 +610,7 @@ class TestList:
 
     def test_many_in_one_millisecond(self, outbox: Outbox, client: "redis.Redis") -> None:
         ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(30)]
-        client.zadd(f"{outbox._prefix}all", dict.fromkeys(ids, 1))
+        client.zadd(f"{outbox._wire.prefix}all", dict.fromkeys(ids, 1))
         found, cursor = [], None
         while True:
             page = outbox.list(cursor=cursor, limit=7)
@@ -639,7 +639,7 @@ class TestJanitor:
         with pytest.raises(UnknownEmail):
             outbox.record(ended)
         assert outbox.record(alive).state == State.QUEUED
-        left = {key: client.type(key) for key in client.scan_iter(f"{outbox._prefix}*")}
+        left = {key: client.type(key) for key in client.scan_iter(f"{outbox._wire.prefix}*")}
         for key, kind in left.items():
             if kind == "zset":
                 assert client.zscore(key, ended) is None, key
