@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mail.errors import ConfigurationError
-from mail.fields import Address
+from mail.fields import Address, HeaderText, Link
 from mail.vault import Vault
 
 BACKEND = Path(__file__).resolve().parent
@@ -113,10 +113,11 @@ class Settings(BaseSettings):
     watchdog_seconds: Seconds = 60
 
     # Brand, shown in every mail
-    brand_name: str = "Example Academy"
-    brand_url: str = "https://lms.example.com"
-    brand_support_email: str = "support@lms.example.com"
+    brand_name: HeaderText = "Example Academy"
+    brand_url: Link = "https://lms.example.com"
+    brand_support_email: Address = "support@lms.example.com"
     brand_address: str = ""
+    brand_logo_url: Link | None = None
     brand_color: str = Field("#1f5eff", pattern=r"^#[0-9a-fA-F]{6}$")
 
     # Where things listen; the shell scripts and the local stack read these too.

@@ -17,7 +17,8 @@ import utils.email_async
 from api.schemas import EXAMPLES
 from mail.fields import Link, Name, Secret
 from mail.kinds import KINDS, Category, Email, Lane, parse
-from mail.rendering import Brand, Renderer
+from mail.brand import Brand
+from mail.rendering import Renderer
 from support.processes import BACKEND
 
 TEMPLATES = BACKEND / "templates" / "emails"

@@ -5,7 +5,7 @@ import random
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -44,7 +44,7 @@ class Delivery:
 class Deliver(Protocol):
     """Renders, builds and sends one email; `EmailService.deliver` is the one implementation."""
 
-    def __call__(self, email: AnyEmail, *, email_id: str) -> Delivery:
+    def __call__(self, email: AnyEmail, *, email_id: str, valid_for: timedelta | None) -> Delivery:
         """Raises DeliveryError."""
         ...
 
@@ -134,7 +134,7 @@ class Courier:
             email = self._outbox.open(claim)
             if not self._leases.still_ours(claim):
                 return "release", {"error": "this worker was frozen and has lost its lease"}
-            delivery = self._deliver(email, email_id=claim.id)
+            delivery = self._deliver(email, email_id=claim.id, valid_for=claim.valid_for)
         except DeliveryError as error:
             outcome, arguments = self._policy.verdict(error, claim.attempts)
             words = {"code": error.code, "reply": error.reply or None, "error": str(error)}

@@ -70,7 +70,7 @@ class Accepted(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The right to send one email, for as long as its lease is renewed."""
+    """The right to send one email, for as long as its lease is renewed. `valid_for`: from accepting to its end."""
 
     id: str
     token: str
@@ -80,6 +80,7 @@ class Claim(NamedTuple):
     attempts: int
     payload: str
     secret: str
+    valid_for: timedelta | None
 
 
 class Waits(NamedTuple):
@@ -240,8 +241,9 @@ class Outbox:
             _ms(self.numbers.death_pause),
         )
         match reply:
-            case ["claimed", _, kind, to, payload, secret, attempts, lane]:
-                return Claim(email_id, token, kind, to, Lane(lane), int(attempts), payload, secret)
+            case ["claimed", _, kind, to, payload, secret, attempts, lane, life]:
+                valid_for = timedelta(milliseconds=int(life)) if life != "" else None
+                return Claim(email_id, token, kind, to, Lane(lane), int(attempts), payload, secret, valid_for)
             case ["wait", _, state, seconds, reason]:
                 return Waits(State(state), seconds, reason)
             case ["done", _, state]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 
+from mail.bodies import sanitise
 from mail.errors import FieldError, InvalidEmail
 from mail.fields import WebAddress, host_of, is_visible
 from mail.kinds import AnyEmail, CustomEmail
-from mail.rendering import sanitise
 
 # What mail programs turn into a link in plain text: not the full stop at the end of a sentence. A run of scheme
 # characters is tried from its start only: tried from each of them, half a megabyte takes minutes.

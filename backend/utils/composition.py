@@ -1,5 +1,6 @@
 """The one place where settings become objects. Each is built once per process, when it is first needed."""
 
+import logging
 import os
 import tempfile
 from functools import lru_cache
@@ -11,19 +12,22 @@ from cryptography.fernet import Fernet
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mail.brand import Brand
 from mail.delivery import Courier, RetryPolicy
 from mail.leases import LeaseKeeper
 from mail.message import Sender
 from mail.outbox import Numbers, Outbox
 from mail.policy import Policy
-from mail.rendering import Brand, Renderer
+from mail.rendering import Renderer
 from mail.smtp import Security, SmtpConfig, SmtpTransport
 from mail.vault import Vault
-from settings import BACKEND, KEY_FILE, Settings, get_settings
+from settings import BACKEND, KEY_FILE, get_settings
 from utils.service import EmailService
 
 if TYPE_CHECKING:
     from utils.wake_ups import CeleryWakeUps
+
+log = logging.getLogger(__name__)
 
 PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
 WORKER_TIMEOUT = 5.0
@@ -33,40 +37,52 @@ WORKER_TIMEOUT = 5.0
 def get_service() -> EmailService:
     """Renders and sends; needs neither Redis nor Celery."""
     settings = get_settings()
+    brand = get_brand()
+    if brand.notice:
+        log.warning("%s", brand.notice)
     return EmailService(
-        renderer=Renderer(
-            BACKEND / "templates" / "emails",
-            Brand(
-                name=settings.brand_name,
-                url=settings.brand_url,
-                support_email=settings.brand_support_email,
-                address=settings.brand_address,
-                color=settings.brand_color,
-            ),
-            auto_reload=settings.development,
-        ),
-        transport=_transport(settings),
-        sender=Sender(
-            address=settings.smtp_mail_from,
-            name=settings.smtp_from_name or settings.brand_name,
-            redirect_to=settings.mail_redirect_to or "",
-            idempotency_header=settings.smtp_idempotency_header,
-        ),
+        renderer=Renderer(BACKEND / "templates" / "emails", brand, auto_reload=settings.development),
+        transport=SmtpTransport(get_smtp_config()),
+        sender=get_sender(),
     )
 
 
-def _transport(settings: Settings) -> SmtpTransport:
-    return SmtpTransport(
-        SmtpConfig(
-            host=settings.smtp_host,
-            port=settings.smtp_port,
-            username=settings.smtp_username,
-            password=settings.smtp_password.get_secret_value(),
-            security=Security(settings.smtp_security),
-            timeout=settings.smtp_timeout,
-            data_timeout=settings.smtp_data_timeout,
-            ca_file=str(settings.smtp_ca_file) if settings.smtp_ca_file else None,
-        )
+def get_brand() -> Brand:
+    """Whose mails these are."""
+    settings = get_settings()
+    return Brand(
+        name=settings.brand_name,
+        url=settings.brand_url,
+        support_email=settings.brand_support_email,
+        address=settings.brand_address,
+        color=settings.brand_color,
+        logo_url=settings.brand_logo_url or "",
+    )
+
+
+def get_smtp_config() -> SmtpConfig:
+    """The SMTP server, and how it is used."""
+    settings = get_settings()
+    return SmtpConfig(
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        username=settings.smtp_username,
+        password=settings.smtp_password.get_secret_value(),
+        security=Security(settings.smtp_security),
+        timeout=settings.smtp_timeout,
+        data_timeout=settings.smtp_data_timeout,
+        ca_file=str(settings.smtp_ca_file) if settings.smtp_ca_file else None,
+    )
+
+
+def get_sender() -> Sender:
+    """Who the mails come from."""
+    settings = get_settings()
+    return Sender(
+        address=settings.smtp_mail_from,
+        name=settings.smtp_from_name or settings.brand_name,
+        redirect_to=settings.mail_redirect_to or "",
+        idempotency_header=settings.smtp_idempotency_header,
     )
 
 

@@ -1,7 +1,7 @@
 """The one way from an email to the SMTP server, for every caller: direct forms, requests that wait, workers."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from mail.delivery import Delivery
 from mail.errors import DeliveryError
@@ -20,19 +20,22 @@ class EmailService:
         self._transport = transport
         self._sender = sender
 
-    def deliver(self, email: AnyEmail, *, email_id: str | None = None) -> Delivery:
+    def deliver(
+        self, email: AnyEmail, *, email_id: str | None = None, valid_for: timedelta | None = None
+    ) -> Delivery:
         """Send one email now and return when the SMTP server has taken it.
 
         Args:
             email: any kind.
             email_id: names the mail; its Message-ID is made of it. A new one when absent.
+            valid_for: how long the link in it lives, where that is not what its kind says.
 
         Raises:
             DeliveryError: the server refused it or could not be reached; see mail/errors.py for the tree.
         """
         email_id = email_id or str(uuid.uuid4())
         message = build(
-            self._renderer.render(email),
+            self._renderer.render(email, valid_for=valid_for),
             email_id=email_id,
             to=email.to,
             sender=self._sender,

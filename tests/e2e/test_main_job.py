@@ -166,6 +166,16 @@ def test_scheduled_is_sent_when_its_time_comes(service: Service) -> None:
     assert datetime.fromisoformat(record["sent_at"]) >= at
 
 
+def test_the_mail_says_how_long_this_link_lives(service: Service) -> None:
+    link = {"name": "Ada", "reset_url": "https://lms.example.com/reset?token=b81WfJx5Kc9Ry4Dd"}
+    at = datetime.now(UTC) + timedelta(minutes=20)
+    for times, words in (({}, "works for 1 hour"), ({"expires_at": at.isoformat()}, "works for 20 minutes")):
+        to = f"life-{free_port()}@example.com"
+        message = arrived(service, service.send({"kind": "password_reset", "to": to, **link, **times}))
+        for part in message.iter_parts():
+            assert words in re.sub("<[^>]+>", "", part.get_content())
+
+
 def test_a_refused_recipient_fails_at_once(service: Service) -> None:
     service.smtp.reply("rcpt", "550 5.1.1 no such user here", when=lambda to: to == "gone@example.com")
     email_id = service.send({"kind": "welcome", "to": "gone@example.com", "name": "Ada"})

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mail.bodies import sanitise, text_of
 from mail.errors import InvalidEmail
 from mail.fields import host_of
 from mail.kinds import KINDS, AnyEmail, CertificateEmail, CustomEmail, PasswordResetEmail, WelcomeEmail
 from mail.policy import Policy
-from mail.rendering import sanitise, text_of
 
 HOSTS = ("lms.example.com", "*.cdn.example.com")
 STRICT = Policy(link_hosts=HOSTS)

@@ -14,7 +14,8 @@ end
 
 local function grant()
   local content = redis.call('HMGET', email_key(id), 'kind', 'to', 'payload', 'secret')
-  return {'claimed', now, content[1], content[2], content[3], content[4] or '', record.attempts or '0', record.lane}
+  return {'claimed', now, content[1], content[2], content[3], content[4] or '', record.attempts or '0', record.lane,
+    record.expires and record.expires - record.created or ''}
 end
 
 local function wait(at, reason)
