@@ -11,9 +11,9 @@ import threading
 import time
 from functools import cached_property
 
-from mail.errors import ServerBusy, ServerRefuses, ServerUnavailable
+from mail.errors import ServerBusy, ServerUnavailable
 from mail.smtp_replies import Reply, Stage
-from mail.smtp_session import Envelope, Security, Session, SmtpConfig
+from mail.smtp_session import Envelope, Security, Session, SmtpConfig, tls_context
 
 __all__ = ["Envelope", "Reply", "Security", "SmtpConfig", "SmtpTransport"]
 
@@ -64,7 +64,7 @@ class SmtpTransport:
             session.quit()
 
     def _connect(self) -> Session:
-        return Session(self._config, lambda: self._tls_context)
+        return Session(self._config, lambda: self._tls_context).open()
 
     def _send_over(self, session: Session, envelope: Envelope, message: bytes) -> Reply:
         try:
@@ -93,13 +93,4 @@ class SmtpTransport:
 
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
-        # Once for all connections: reading the system's CAs takes tens of milliseconds.
-        context = ssl.create_default_context()
-        if self._config.ca_file is not None:
-            try:
-                context.load_verify_locations(self._config.ca_file)
-            except OSError as error:
-                raise ServerRefuses(
-                    f"the CA file {self._config.ca_file} cannot be used: {error.strerror}", stage=Stage.TLS
-                ) from error
-        return context
+        return tls_context(self._config)

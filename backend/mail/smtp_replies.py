@@ -1,5 +1,6 @@
 """What an SMTP reply, or a line that breaks, means for the mail: stage and code in, error of `mail.errors` out."""
 
+import re
 import smtplib
 import socket
 import ssl
@@ -48,10 +49,17 @@ class Reply(NamedTuple):
     code: int
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}".rstrip()
+
     @classmethod
-    def parse(cls, code: int, text: bytes) -> "Reply":
+    def parse(cls, code: int, text: bytes, secrets: re.Pattern[str] | None = None) -> "Reply":
+        """`secrets` are shown as `***`: some servers quote the line they refuse."""
         words = " ".join(text.decode("utf-8", "replace").split())
-        return cls(code, "".join(character for character in words if character.isprintable())[:LIMIT])
+        shown = "".join(character for character in words if character.isprintable())
+        if secrets is not None:
+            shown = secrets.sub("***", shown)  # before it is cut, which could leave half of one
+        return cls(code, shown[:LIMIT])
 
 
 def refusal(server: str, stage: Stage, reply: Reply) -> DeliveryError:
@@ -70,14 +78,13 @@ def refusal(server: str, stage: Stage, reply: Reply) -> DeliveryError:
     else:
         error = ServerBusy if code // 100 == 4 else ServerRefuses
     verb = "greeted" if stage is Stage.CONNECT else f"answered {stage.words}"
-    said = f"{code} {reply.text}".rstrip() if code >= 0 else f"something that is not SMTP: {reply.text}"
+    said = str(reply) if code >= 0 else f"something that is not SMTP: {reply.text}"
     return error(f"{server} {verb} with {said}", code=code if code >= 0 else None, reply=reply.text, stage=stage)
 
 
 def broken(server: str, stage: Stage, error: OSError, patience: float) -> DeliveryError:
     """The error for a line that broke while the server owed an answer, or stayed silent for `patience` seconds."""
-    # smtplib raises its own error while it handles the socket's.
-    cause = error.__context__ if isinstance(error, smtplib.SMTPServerDisconnected) else error
+    cause = fault(error)
     failed = {Stage.CONNECT: "did not greet", Stage.TLS: "failed the TLS handshake"}
     message = f"{server} {failed.get(stage, f'did not answer {stage.words}')}: {reason(cause or error, patience)}"
     if stage is Stage.DOT:
@@ -90,6 +97,11 @@ def broken(server: str, stage: Stage, error: OSError, patience: float) -> Delive
     if stage is Stage.CONNECT and isinstance(cause, TimeoutError):
         message += "; if the port speaks TLS from the start, set SMTP_SECURITY=tls"
     return ServerUnavailable(message, stage=stage)
+
+
+def fault(error: BaseException | None) -> BaseException | None:
+    """The socket's own error, for which smtplib raises one of its own; None when the server closed the connection."""
+    return error.__context__ if isinstance(error, smtplib.SMTPServerDisconnected) else error
 
 
 def reason(error: BaseException, patience: float) -> str:

@@ -7,14 +7,16 @@ code answered: a refused RCPT hides its code in `.recipients`, AUTH tells only t
 import functools
 import ipaddress
 import logging
+import re
 import smtplib
 import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from mail.errors import DeliveryError, PermanentError, ServerBusy, ServerRefuses, ServerUnavailable
 from mail.smtp_replies import Reply, Stage, broken, reason, refusal
@@ -58,6 +60,10 @@ class SmtpConfig:
     max_idle: float = 60.0
 
     @property
+    def tls_from_start(self) -> bool:
+        return self.security is Security.TLS or (self.security is Security.AUTO and self.port == 465)
+
+    @property
     def server(self) -> str:
         """The name of the server in messages to a human."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -75,7 +81,12 @@ class Envelope:
 
 def may_auth_in_clear(host: str, security: Security) -> bool:
     """Whether a password may cross a connection without TLS: within this machine, or where told `none`."""
-    if security is Security.NONE or host.lower() == "localhost":
+    return security is Security.NONE or is_local(host)
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine by its looks. Not by its address: what DNS says, others may have written."""
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -83,32 +94,98 @@ def may_auth_in_clear(host: str, security: Security) -> bool:
         return False
 
 
-class Session:
-    """One connection, open and logged in once constructed. Not thread-safe: the pool lends it to one thread.
+def tls_context(config: SmtpConfig) -> ssl.SSLContext:
+    """How certificates are checked. Raises ServerRefuses when `ca_file` cannot be used.
 
-    Every method leaves it either ready for the next mail or closed, whatever it raises.
+    Make it once for all connections: reading the system's CAs takes tens of milliseconds.
+    """
+    context = ssl.create_default_context()
+    if config.ca_file is not None:
+        try:
+            context.load_verify_locations(config.ca_file)
+        except OSError as error:
+            raise ServerRefuses(
+                f"the CA file {config.ca_file} cannot be used: {error.strerror}", stage=Stage.TLS
+            ) from error
+    return context
+
+
+class Session:
+    """One connection. Not thread-safe: the pool lends it to one thread.
+
+    `open()` makes it ready for mail; whoever wants to watch takes `connect()` and `opening()` step by step, and
+    `close()` after an error. From then on every method leaves it either ready for the next mail or closed,
+    whatever it raises.
     """
 
     def __init__(self, config: SmtpConfig, tls_context: Callable[[], ssl.SSLContext]) -> None:
-        """Raises ServerUnavailable, ServerBusy or ServerRefuses. `tls_context` is called only if TLS is used."""
+        """Not connected yet. `tls_context` is called only if TLS is used."""
         self._config = config
         self._tls_context = tls_context
-        self._encrypted = False
+        self._secrets = secrets_of(config)
         self._client = smtplib.SMTP(local_hostname=config.helo_name or _own_name())
         self._client.command_encoding = "utf-8"  # for SMTPUTF8 addresses; all else is ASCII
+        self.reply = Reply(-1, "")
+        """The server's last reply."""
+        self.tls: ssl.SSLSocket | None = None
+        """The connection once it is encrypted; still there when it is closed."""
         self.mails = 0
         self.opened_at = time.monotonic()
+
+    def open(self) -> Self:
+        """Connect and log in. Raises ServerUnavailable, ServerBusy or ServerRefuses."""
         try:
-            self._connect()
-            self._hello()
-            if not self._encrypted and config.security is not Security.NONE:
-                self._upgrade()
-            if config.username:
-                self._authenticate()
+            self.connect()
+            for _ in self.opening():
+                pass
         except BaseException:
             self.close()
             raise
         self.idle_since = time.monotonic()
+        return self
+
+    def connect(self, address: str | None = None, timeout: float | None = None) -> None:
+        """TCP only: to one `address` of the host, by default to the first that answers; `timeout` is for each."""
+        config = self._config
+        try:
+            self._attach(socket.create_connection((address or config.host, config.port), timeout or config.timeout))
+        except (OSError, UnicodeError) as error:
+            why = reason(error, config.timeout)
+            raise ServerUnavailable(f"{config.server} cannot be reached: {why}", stage=Stage.CONNECT) from error
+        # Nagle would hold the last packet of a message back until the ACK of the one before, which is delayed.
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock.settimeout(config.timeout)
+
+    def opening(self) -> Iterator[Stage]:
+        """Everything between TCP and the first mail. Yields each stage before it is taken: CONNECT is the
+        greeting, TLS is TLS from the start, STARTTLS includes the handshake and the second EHLO.
+        """
+        config = self._config
+        if config.tls_from_start:
+            yield Stage.TLS
+            self._encrypt()
+        yield Stage.CONNECT
+        self._judged(Stage.CONNECT, self._reply(Stage.CONNECT))
+        yield Stage.EHLO
+        self._hello()
+        wanted = config.security is Security.STARTTLS or (
+            config.security is Security.AUTO and "starttls" in self.features
+        )
+        if wanted and self.tls is None:
+            yield Stage.STARTTLS
+            self._upgrade()
+        if config.username:
+            yield Stage.AUTH
+            self._authenticate()
+
+    @property
+    def features(self) -> dict[str, str]:
+        """What the server offered in its last EHLO, in lower case, with parameters (RFC 5321 section 4.1.1.1)."""
+        return self._client.esmtp_features
+
+    @property
+    def helo_name(self) -> str:
+        return self._client.local_hostname
 
     @property
     def is_open(self) -> bool:
@@ -132,7 +209,7 @@ class Session:
         try:
             return self._transaction(envelope, message)
         except DeliveryError:
-            self._reset()
+            self.reset()
             raise
         except BaseException:
             self.close()
@@ -152,15 +229,33 @@ class Session:
 
     # One mail.
 
+    def mail(self, envelope: Envelope, message: bytes) -> Reply:
+        """Announce a mail. Raises PermanentError for one that the server, by its EHLO, cannot take."""
+        return self._command(Stage.MAIL, f"MAIL FROM:<{envelope.sender}>{self._mail_parameters(envelope, message)}")
+
+    def rcpt(self, envelope: Envelope) -> Reply:
+        """Name the recipient of the mail that was announced."""
+        return self._command(Stage.RCPT, f"RCPT TO:<{envelope.recipient}>")
+
+    def reset(self) -> None:
+        """Take back what was announced; closes the connection if the server does not agree."""
+        if self.is_open:
+            try:
+                code, _ = self._client.docmd("RSET")
+            except OSError:
+                code = -1
+            if code != 250:
+                self.close()
+
     def _transaction(self, envelope: Envelope, message: bytes) -> Reply:
-        self._command(Stage.MAIL, f"MAIL FROM:<{envelope.sender}>{self._mail_parameters(envelope, message)}")
-        self._command(Stage.RCPT, f"RCPT TO:<{envelope.recipient}>")
+        self.mail(envelope, message)
+        self.rcpt(envelope)
         self._command(Stage.DATA, "DATA", hoped_for=3)
         self._write(message)
         return self._final_reply()
 
     def _mail_parameters(self, envelope: Envelope, message: bytes) -> str:
-        offered = self._client.esmtp_features
+        offered = self.features
         parameters = ""
         if "size" in offered:
             limit = int(offered["size"]) if offered["size"].isdecimal() else 0
@@ -198,15 +293,6 @@ class Session:
         self._sock.settimeout(self._config.timeout)
         return self._judged(Stage.DOT, reply)
 
-    def _reset(self) -> None:
-        if self.is_open:
-            try:
-                code, _ = self._client.docmd("RSET")
-            except OSError:
-                code = -1
-            if code != 250:
-                self.close()
-
     def _prove_alive(self) -> None:
         try:
             self._command(Stage.NOOP, "NOOP")
@@ -215,19 +301,6 @@ class Session:
             raise ServerUnavailable(str(error), code=error.code, reply=error.reply, stage=Stage.NOOP) from error
 
     # The opening.
-
-    def _connect(self) -> None:
-        config = self._config
-        try:
-            self._attach(socket.create_connection((config.host, config.port), config.timeout))
-        except (OSError, UnicodeError) as error:
-            why = reason(error, config.timeout)
-            raise ServerUnavailable(f"{config.server} cannot be reached: {why}", stage=Stage.CONNECT) from error
-        # Nagle would hold the last packet of a message back until the ACK of the one before, which is delayed.
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if config.security is Security.TLS or (config.security is Security.AUTO and config.port == 465):
-            self._encrypt()
-        self._judged(Stage.CONNECT, self._reply(Stage.CONNECT))
 
     def _attach(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -239,37 +312,36 @@ class Session:
             code, text = self._client.ehlo()
         except OSError as error:
             raise self._broken(Stage.EHLO, error) from error
-        self._judged(Stage.EHLO, Reply.parse(code, text))
+        self._judged(Stage.EHLO, self._parsed(code, text))
 
     def _upgrade(self) -> None:
-        if "starttls" in self._client.esmtp_features:
-            self._command(Stage.STARTTLS, "STARTTLS")
-            self._encrypt()
-            self._hello()  # RFC 3207 section 4.2: what was offered in clear counts no longer
-        elif self._config.security is Security.STARTTLS:
+        if "starttls" not in self.features:
             raise ServerRefuses(
                 f"{self._config.server} does not offer STARTTLS, which SMTP_SECURITY=starttls requires",
                 stage=Stage.STARTTLS,
             )
+        self._command(Stage.STARTTLS, "STARTTLS")
+        self._encrypt()
+        self._hello()  # RFC 3207 section 4.2: what was offered in clear counts no longer
 
     def _encrypt(self) -> None:
         context = self._tls_context()
         try:
-            self._attach(context.wrap_socket(self._sock, server_hostname=self._config.host))
+            self.tls = context.wrap_socket(self._sock, server_hostname=self._config.host)
         except OSError as error:
             raise self._broken(Stage.TLS, error) from error
-        self._encrypted = True
+        self._attach(self.tls)
 
     def _authenticate(self) -> None:
         config = self._config
-        if not self._encrypted and not may_auth_in_clear(config.host, config.security):
+        if self.tls is None and not may_auth_in_clear(config.host, config.security):
             raise ServerRefuses(
                 f"{config.server} offers no TLS, and a password is not sent in clear over a network: use a port "
                 "with TLS, or set SMTP_SECURITY=none if you trust this network",
                 stage=Stage.AUTH,
             )
         # Not smtplib's login: it wants ASCII, and tries a wrong password by every mechanism, up to a lock-out.
-        mechanisms = self._client.esmtp_features.get("auth", "").upper().split()
+        mechanisms = self.features.get("auth", "").upper().split()
         if "PLAIN" in mechanisms:
             self._command(Stage.AUTH, f"AUTH PLAIN {_plain(config)}")
         elif "LOGIN" in mechanisms:
@@ -295,15 +367,17 @@ class Session:
 
     def _reply(self, stage: Stage) -> Reply:
         try:
-            return Reply.parse(*self._client.getreply())
+            return self._parsed(*self._client.getreply())
         except OSError as error:
             raise self._broken(stage, error) from error
+
+    def _parsed(self, code: int, text: bytes) -> Reply:
+        self.reply = Reply.parse(code, text, self._secrets)
+        return self.reply
 
     def _judged(self, stage: Stage, reply: Reply, hoped_for: int = 2) -> Reply:
         if reply.code // 100 == hoped_for:
             return reply
-        if stage is Stage.AUTH:
-            reply = _without_secrets(reply, self._config)
         error = refusal(self._config.server, stage, reply)
         # No more mail over this connection if the server wants less or none of it (its share may be used up), or
         # if the reply fits no command, for then nobody knows which one the next reply is for.
@@ -338,9 +412,12 @@ def _base64(text: str) -> str:
     return b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
 
 
-def _without_secrets(reply: Reply, config: SmtpConfig) -> Reply:
-    # Some servers quote the line they refuse.
-    text = reply.text
-    for secret in filter(None, (_plain(config), _base64(config.password), config.password)):
-        text = text.replace(secret, "***")
-    return Reply(reply.code, text)
+@functools.cache
+def secrets_of(config: SmtpConfig) -> re.Pattern[str] | None:
+    """The password in the forms that it is sent in, wherever spaces and line ends fell when it was quoted."""
+    if not config.password:
+        return None
+    password = config.password.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    spoken = (_plain(config), _base64(config.password), password)
+    letters = ([re.escape(letter) for letter in form if not letter.isspace()] for form in spoken)
+    return re.compile("|".join(r"\s*".join(form) for form in letters if form), re.IGNORECASE)

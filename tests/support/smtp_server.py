@@ -39,13 +39,15 @@ class Authority:
         self.ca_file = str(directory / "ca.pem")
         self._ca.cert_pem.write_to_path(self.ca_file)
 
-    def certificate(self, *names: str, expired: bool = False) -> trustme.LeafCert:
-        """A server certificate for host names or addresses (default: 127.0.0.1)."""
+    def certificate(
+        self, *names: str, expired: bool = False, begins: int = -2, ends: int | None = None
+    ) -> trustme.LeafCert:
+        """A server certificate for host names or addresses (default: 127.0.0.1), valid between two days from now."""
         now = datetime.now(UTC)
+        if ends is None:
+            ends = -1 if expired else 1
         return self._ca.issue_cert(
-            *(names or (HOST,)),
-            not_before=now - timedelta(days=2),
-            not_after=now + timedelta(days=-1 if expired else 1),
+            *(names or (HOST,)), not_before=now + timedelta(days=begins), not_after=now + timedelta(days=ends)
         )
 
 
