@@ -6,13 +6,16 @@ lost, repeated or late does no harm, which is why some of Celery's own safety ne
 
 import ssl
 import sys
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
+from celery.signals import celeryd_init
 from kombu import Exchange, Queue
 
-from mail.errors import ConfigurationError
+from mail.errors import ConfigurationError, OutboxUnavailable
 from mail.kinds import Lane
+from mail.outbox import refuse_unfit
 from settings import Settings, get_settings
 
 EXCHANGE = Exchange("lms-mail", type="direct")
@@ -81,6 +84,19 @@ def create_app(settings: Settings) -> Celery:
         timezone="UTC",
     )
     return app
+
+
+@celeryd_init.connect
+def _refuse_unfit_redis(**_: object) -> None:
+    """End a worker whose Redis will never do. Of one that is not there yet Celery says so itself, and waits."""
+    from utils.composition import get_worker_outbox  # which imports this module, when it publishes
+
+    outbox = get_worker_outbox()
+    try:
+        with suppress(OutboxUnavailable), outbox.answered():
+            refuse_unfit(outbox.info())
+    except ConfigurationError as error:
+        sys.exit(str(error))
 
 
 try:

@@ -5,14 +5,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import redis
 from fastapi import FastAPI
-from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.cors import CORSMiddleware
 
-from api import access_log, emails, health, problems, tasks
+from api import access_log, docs_page, emails, health, problems, tasks
 from api.limits import BodyLimit
-from mail.errors import ConfigurationError
+from mail.errors import ConfigurationError, OutboxUnavailable
+from mail.outbox import refuse_unfit
 from settings import Settings, get_settings
 from utils.composition import close, get_outbox
 
@@ -21,10 +20,6 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
-    try:
-        await run_in_threadpool(get_outbox().refuse_cluster)
-    except redis.RedisError:
-        logger.warning("Redis cannot be reached yet; emails are answered with 503 until it can")
     yield
     close()
 
@@ -34,11 +29,16 @@ def create_app(settings: Settings) -> FastAPI:
     app = problems.ProblemApp(
         title="LMS mail",
         version="0.1.0",
-        description="Accepts emails for the learning-management system, keeps them, and sends them.",
+        description="Accepts emails for the learning-management system, keeps them, and sends them. To try a call "
+        "here, press Authorize and paste a key; `./start.sh` prints one.",
         lifespan=_lifespan,
+        # FastAPI's own pages load their scripts from elsewhere; docs_page has one that does not.
+        docs_url=None,
+        redoc_url=None,
     )
     problems.install(app)
     access_log.install()
+    docs_page.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
@@ -53,8 +53,21 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _check_redis() -> None:
+    """Refuse a Redis that will never do; a start without one is fine.
+
+    Not in the lifespan: whatever is raised there ends in a traceback.
+    """
+    outbox = get_outbox()  # on a developer's machine this makes the outbox's key, before a worker makes another
+    try:
+        with outbox.answered():
+            refuse_unfit(outbox.info())
+    except OutboxUnavailable as error:
+        logger.warning("%s; until that is mended, emails are answered with 503.", error)
+
+
 try:
     app = create_app(get_settings())
-    get_outbox()  # on a developer's machine this makes the key of the outbox, before a worker could make another
+    _check_redis()
 except ConfigurationError as error:
     sys.exit(str(error))

@@ -5,7 +5,9 @@ Lists are comma-separated. `.env.example` holds the same names with a comment ea
 """
 
 import hashlib
+import ipaddress
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -14,8 +16,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from env_file import setting_lines, shown
 from mail.errors import ConfigurationError
 from mail.fields import Address, HeaderText, Link
 from mail.vault import Vault
@@ -48,13 +52,39 @@ def _split(value: object) -> object:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  asked for its error
+        if parts.scheme != "unix" and parts.path.strip("/"):
+            int(parts.path.strip("/"))  # redis-py would take database 0 instead
+    except ValueError:  # quotes the URL
+        raise ValueError(
+            "must read redis://user:password@host:port/number, with : / ? # @ and % in a password percent-encoded"
+        ) from None
+    return value
+
+
+def _broker_url(value: SecretStr) -> SecretStr:
+    from kombu.transport import TRANSPORT_ALIASES  # the direct forms know no Celery, nor does a start without it
+
+    scheme, separator, _ = value.get_secret_value().partition("://")
+    if not separator or scheme.partition("+")[0] not in TRANSPORT_ALIASES:
+        raise ValueError("must begin with a transport of Celery, such as redis:// or amqp://")
+    return value
+
+
+def _user_and_password(value: SecretStr) -> SecretStr:
+    if value and ":" not in value.get_secret_value():
+        raise ValueError("must read user:password")
     return value
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
+FlowerAuth = Annotated[SecretStr, AfterValidator(_user_and_password)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -76,7 +106,7 @@ class Settings(BaseSettings):
 
     # Redis: outbox and, unless CELERY_BROKER_URL says otherwise, Celery's broker.
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
-    celery_broker_url: SecretStr | None = None
+    celery_broker_url: BrokerUrl | None = None
     key_prefix: str = Field("mail:", min_length=1, max_length=40, pattern=r"^[A-Za-z0-9_.:-]+$")
 
     # SMTP
@@ -125,7 +155,7 @@ class Settings(BaseSettings):
     api_port: Port = 8000
     flower_address: str = "127.0.0.1"
     flower_port: Port = 5555
-    flower_basic_auth: SecretStr = SecretStr("")
+    flower_basic_auth: FlowerAuth = SecretStr("")
     flower_read_only: bool = True
     inbox_port: Port = 8025
     stop_grace_seconds: int = Field(60, ge=1)
@@ -167,8 +197,13 @@ class Settings(BaseSettings):
         names = [key.name for key in self.keys]
         if len(set(names)) != len(names):
             raise ValueError("API_KEYS: two keys have the same name; idempotency is kept per name")
+        if not self.flower_basic_auth and not _loopback(self.flower_address):
+            raise ValueError("FLOWER_ADDRESS: open to the network; set FLOWER_BASIC_AUTH too, or keep 127.0.0.1")
         if self.outbox_key_list:
-            Vault(self.outbox_key_list)  # a worker that finds out later would run on without its sweep
+            try:
+                Vault(self.outbox_key_list)  # a worker that finds out later would run on without its sweep
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
         if self.development:
             return self
         missing = [
@@ -189,6 +224,13 @@ class Settings(BaseSettings):
         return self
 
 
+def _loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _entries(value: SecretStr) -> list[str]:
     return [entry.strip() for entry in value.get_secret_value().split(",") if entry.strip()]
 
@@ -205,18 +247,38 @@ def _parse_key(entry: str) -> ApiKey:
     return ApiKey(name, parsed, hashlib.sha256(key.encode()).digest())
 
 
+def no_color() -> bool:
+    """Whether programs shall print without colours (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Read the settings once per process.
 
     Raises:
-        ConfigurationError: names every wrong setting and what it must look like; never shows a value.
+        ConfigurationError: names every wrong setting, where it stands and what it must look like, or the line of
+            the file that cannot be read; never shows a value.
     """
+    if os.environ.get("ENV_FILE") and not ENV_FILE.exists():
+        raise ConfigurationError(f"ENV_FILE names {ENV_FILE}, which does not exist.")
+    lines = setting_lines(ENV_FILE, [name.upper() for name in Settings.model_fields]) if ENV_FILE.exists() else {}
     try:
         return Settings()
     except ValidationError as error:
-        faults = [
-            ": ".join([*(str(part).upper() for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")])
-            for fault in error.errors(include_input=False, include_url=False)
-        ]
-        raise ConfigurationError("Wrong settings (environment or backend/.env):\n  " + "\n  ".join(faults)) from None
+        faults = [_described(fault, lines) for fault in error.errors(include_input=False, include_url=False)]
+        raise ConfigurationError("Wrong settings:\n  " + "\n  ".join(faults)) from None
+
+
+def _described(fault: ErrorDetails, lines: Mapping[str, int]) -> str:
+    """One fault, with the place where its setting stands."""
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should", "must", 1).partition(", unable")[0]
+    name = "".join(str(part).upper() for part in fault["loc"][:1])
+    if not name:  # said about several settings, by a validator that names the one at fault
+        name, _, message = message.partition(": ")
+    in_environment = {key.upper() for key, value in os.environ.items() if value}  # as in env_ignore_empty
+    if name in in_environment:
+        return f"{name} (environment): {message}"
+    if name in lines:
+        return f"{name} ({shown(ENV_FILE)}, line {lines[name]}): {message}"
+    return f"{name}: {message}"

@@ -35,13 +35,15 @@ def main(requirements: str, arguments: Sequence[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     files = [BACKEND / requirements, *_included(BACKEND / requirements)]
-    RUN.mkdir(mode=0o700, exist_ok=True)
     try:
+        RUN.mkdir(mode=0o700, exist_ok=True)
         with _one_at_a_time():
             if not _usable() or any(_stamp(file) != _digest(file) for file in files):
                 _install(files)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except OSError as error:  # a full disk, a checkout of somebody else
+        sys.exit(f"Cannot set up {ROOT}: {error.strerror} ({error.filename}).")
     if arguments:
         os.execv(PYTHON, [str(PYTHON), *arguments])
 
@@ -50,7 +52,7 @@ def _install(files: Sequence[Path]) -> None:
     started = time.monotonic()
     if not _usable():
         _create()
-    sys.stdout.write("Installing Python packages into .venv (the first time this takes about a minute) ...\n")
+    sys.stdout.write("Installing Python packages into .venv (the first time takes a minute) ...\n")
     sys.stdout.flush()
     UNFINISHED.touch()
     pip = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
@@ -79,17 +81,21 @@ def _create() -> None:
     else:
         shutil.rmtree(VENV, ignore_errors=True)
     if not _run(sys.executable, "-m", "venv", VENV):
-        sys.exit(f"Could not make the virtualenv .venv: {_last_line()} (all of it: {LOG})")
+        sys.exit(f"Could not make the virtualenv .venv: {_reason()} (all of it: {LOG})")
 
 
 def _fail_install() -> NoReturn:
     text = LOG.read_text(errors="replace")
     if any(word in text for word in OFFLINE):
-        sys.exit(f"No network: pip could not reach the package index (its output: {LOG}).")
-    sys.exit(f"pip could not install the packages: {_last_line()} (all of it: {LOG})")
+        sys.exit(
+            f"No network: pip could not reach the package index. Behind a proxy, set HTTPS_PROXY. (All of it: {LOG})"
+        )
+    sys.exit(f"pip could not install the packages: {_reason()} (all of it: {LOG})")
 
 
-def _last_line() -> str:
+def _reason() -> str:
+    if shutil.disk_usage(ROOT).free < 1_000_000:  # then the log is cut short too
+        return "the disk is full"
     lines = [line for line in LOG.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["no output"])[-1].removeprefix("ERROR: ")

@@ -9,12 +9,13 @@ run_in_venv() {
             exec "$candidate" "$root/deploy/bootstrap.py" "$@"
         fi
     done
-    echo "This needs Python 3.11 or newer on the PATH as python3 (found: $(python3 --version 2>&1 || true))." >&2
+    found=$(python3 --version 2>/dev/null) || found="no python3"
+    echo "This needs Python 3.11 or newer on the PATH; found $found. On Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
 }
 
 # find_python: set $python to the one that has the service's packages: the active virtualenv, else .venv,
-# else whatever is on the PATH (a container's).
+# else the one on the PATH (a container's).
 find_python() {
     if [ -n "${VIRTUAL_ENV:-}" ] && [ -x "$VIRTUAL_ENV/bin/celery" ]; then
         python=$VIRTUAL_ENV/bin/python
@@ -22,5 +23,10 @@ find_python() {
         python=$root/.venv/bin/python
     else
         python=python3
+        if ! python3 -c 'import celery' 2>/dev/null; then
+            echo "The service's packages are not installed. Run ./start.sh once, or: python3 -m venv .venv &&" \
+                ".venv/bin/pip install -r backend/requirements.txt -c backend/constraints.txt" >&2
+            exit 1
+        fi
     fi
 }

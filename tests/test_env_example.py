@@ -76,3 +76,10 @@ def test_a_copy_of_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     everything = tmp_path / "env"
     everything.write_text(re.sub(r"(?m)^# (?=[A-Z_]+=)", "", EXAMPLE.read_text()))
     assert Settings(_env_file=everything) == plain
+
+
+def test_the_page_of_settings_has_every_one() -> None:
+    page = (BACKEND.parent / "docs" / "settings.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    named = re.findall(r"`([A-Z_]+)`", " ".join(cells))
+    assert sorted(named) == sorted(name.upper() for name in Settings.model_fields)

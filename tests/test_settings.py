@@ -1,6 +1,7 @@
 """Settings: defaults, API keys, what production demands, and errors that name the variable and never show a value."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ class TestApiKeys:
     )
     def test_malformed(self, read: Read, entry: str) -> None:
         told = complaint(read, API_KEYS=entry)
-        assert "API_KEYS: each entry must read name:scope+scope:key" in told
+        assert "API_KEYS (environment): each entry must read name:scope+scope:key" in told
         assert "some-key" not in told
 
     def test_names_differ(self, read: Read) -> None:
@@ -145,7 +146,7 @@ class TestProduction:
 @pytest.mark.parametrize("keys", [VALUE, VALUE * 4, f"{'A' * 43}=,{VALUE}"])
 def test_malformed_outbox_keys(read: Read, keys: str) -> None:
     told = complaint(read, OUTBOX_KEYS=keys)
-    assert told.startswith("OUTBOX_KEYS")
+    assert "OUTBOX_KEYS (environment): each key must be" in told
     assert "Fernet.generate_key" in told
 
 
@@ -155,6 +156,14 @@ def test_malformed_outbox_keys(read: Read, keys: str) -> None:
         ("ENVIRONMENT", VALUE),
         ("REDIS_URL", f"http://:{VALUE}@127.0.0.1"),
         ("REDIS_URL", VALUE),
+        ("REDIS_URL", f"redis://:{VALUE}#{VALUE}@127.0.0.1/0"),
+        ("REDIS_URL", f"redis://:{VALUE}/{VALUE}@127.0.0.1/0"),
+        ("REDIS_URL", f"redis://:{VALUE}@[::1/0"),
+        ("REDIS_URL", f"redis://:{VALUE}@127.0.0.1/mail"),
+        ("CELERY_BROKER_URL", f"u:{VALUE}@127.0.0.1:5672"),
+        ("CELERY_BROKER_URL", f"ampq://u:{VALUE}@127.0.0.1"),
+        ("FLOWER_BASIC_AUTH", VALUE),
+        ("FLOWER_ADDRESS", "0.0.0.0"),
         ("KEY_PREFIX", f"{VALUE} *"),
         ("SMTP_PORT", VALUE),
         ("SMTP_PORT", "0"),
@@ -175,14 +184,131 @@ def test_malformed_outbox_keys(read: Read, keys: str) -> None:
 )
 def test_wrong_value(read: Read, name: str, value: str) -> None:
     told = complaint(read, **{name: value})
-    assert f"\n  {name}: " in told
+    assert f"\n  {name} (environment): " in told
     assert len(told.splitlines()) == 2
+
+
+def test_other_brokers_and_an_open_flower_with_a_password(read: Read) -> None:
+    for url in ("amqp://u:p@127.0.0.1//", "rediss://127.0.0.1", "redis+socket:///run/redis.sock"):
+        assert read(CELERY_BROKER_URL=url).broker_url == url
+    assert read(FLOWER_ADDRESS="0.0.0.0", FLOWER_BASIC_AUTH="ada:s3cret").flower_address == "0.0.0.0"
 
 
 def test_every_wrong_value_at_once(read: Read) -> None:
     told = complaint(read, SMTP_PORT=VALUE, BRAND_COLOR=VALUE)
     assert "SMTP_PORT" in told
     assert "BRAND_COLOR" in told
+
+
+class TestFile:
+    """Settings from `.env`: every message names the file and the line."""
+
+    @pytest.fixture
+    def read_file(self, read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Settings]:
+        file = tmp_path / "my.env"
+        monkeypatch.setattr("settings.ENV_FILE", file)
+        monkeypatch.setitem(Settings.model_config, "env_file", file)
+
+        def apply(content: str | bytes, **env: str) -> Settings:
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+            return read(**env)
+
+        return apply
+
+    @pytest.mark.parametrize(
+        ("line", "fault"),
+        [
+            ("SMTP_HOST", "must read NAME=value"),
+            (f"SMTP_PASSWORD {VALUE}", "must read NAME=value"),
+            (f"SMTP_PASSWORD: {VALUE}", "must read NAME=value"),
+            (f"SMTP PASSWORD={VALUE}", "must read NAME=value"),
+            (f'SMTP_PASSWORD="{VALUE}', "a quote is not closed"),
+            (f"export SMTP_PASSWORD='{VALUE}", "a quote is not closed"),
+            (f'SMTP_PASSWORD="{VALUE}\nSMTP_HOST=x\nBRAND_NAME="Example"', "a quote is not closed"),
+            (f'SMTP_PASSWORD="{VALUE}\nSMTP_HOST="x', "a quote is not closed"),
+            (f'OTHER="{VALUE}\nSMTP_HOST="x', "a quote is not closed"),
+            (f'SMTP_PASSWORD="{VALUE}" x', "something follows the closing one"),
+        ],
+    )
+    def test_a_broken_line(self, read_file: Callable[..., Settings], line: str, fault: str) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            read_file(f"# first\n\n\nSMTP_PORT=25\n\n{line}\nAPI_PORT=8000\n")
+        told = str(caught.value)
+        assert "my.env, line 6: " in told
+        assert fault in told
+        assert VALUE not in told
+        assert len(told.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "content", [b"A=1\nSMTP_FROM_NAME=S\xfcd\n", "A=1\n\u0a0aSMTP_HOST=x\n".encode("utf-16-le") + b"\xff"]
+    )
+    def test_another_encoding(self, read_file: Callable[..., Settings], content: bytes) -> None:
+        with pytest.raises(ConfigurationError, match=r"my\.env, line \d: not UTF-8"):
+            read_file(content)
+
+    def test_a_directory_in_its_place(self, read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("settings.ENV_FILE", tmp_path)
+        assert "cannot be read: Is a directory" in complaint(read)
+
+    def test_a_named_file_that_is_not_there(
+        self, read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("settings.ENV_FILE", tmp_path / "nothing")
+        assert "ENV_FILE names" in complaint(read, ENV_FILE=str(tmp_path / "nothing"))
+
+    def test_what_other_editors_and_shells_write_just_works(
+        self, read_file: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings = read_file(
+            "\ufeff# from Windows\r\nSMTP_HOST = mail.example.com \r\nexport SMTP_PORT=25 # a comment\r\n"
+            "smtp_from_name='Schule Süd'\r\nSMTP_USERNAME=\r\n"
+            'PRIVATE_KEY="-----BEGIN\r\nof another program\r\n-----END"\r\nAPI_PORT="8001"'
+        )
+        assert (settings.smtp_host, settings.smtp_port) == ("mail.example.com", 25)
+        assert (settings.smtp_from_name, settings.smtp_username, settings.api_port) == ("Schule Süd", "", 8001)
+        assert caplog.messages == []
+
+    def test_a_wrong_value_is_named_with_its_line_or_the_environment(
+        self, read_file: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        content = f"SMTP_PORT={VALUE}\nAPI_PORT=1\n\nAPI_PORT={VALUE}\nINBOX_PORT={VALUE}\n"
+        with pytest.raises(ConfigurationError) as caught:
+            read_file(content, INBOX_PORT="many", FLOWER_PORT="", API_PORT="")
+        assert re.findall(r"  (\w+) \((.*)\):", str(caught.value)) == [
+            ("SMTP_PORT", f"{tmp_path / 'my.env'}, line 1"),
+            ("API_PORT", f"{tmp_path / 'my.env'}, line 4"),
+            ("INBOX_PORT", "environment"),
+        ]
+        assert VALUE not in str(caught.value)
+        with pytest.raises(ConfigurationError, match=r"my\.env, line 2\): each entry must read name:scope"):
+            read_file(f"SMTP_PORT=25\nAPI_KEYS={VALUE}\n", INBOX_PORT="8025")
+
+    def test_a_name_that_comes_twice_and_one_that_is_misspelt_are_warned_of(
+        self, read_file: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings = read_file(f"SMTP_HOST=a\nSMTP_PASWORD={VALUE}\nSMTP_HOST=b\nSMTP_TLS=1\nDATABASE_URL=x\n")
+        assert settings.smtp_host == "b"
+        assert [told.partition("my.env, ")[2] for told in caplog.messages] == [
+            "line 2: SMTP_PASWORD is not a setting; did you mean SMTP_PASSWORD?",
+            "line 3: SMTP_HOST is on line 1 too; the last one counts",
+        ]
+
+    @pytest.mark.parametrize(
+        ("wrong", "meant"),
+        [
+            ("SMTP_PASSWROD", "SMTP_PASSWORD"),
+            ("SMTP_PASS", "SMTP_PASSWORD"),
+            ("SMTP_USER", "SMTP_USERNAME"),
+            ("API_KEY", "API_KEYS"),
+            ("REDIS_URI", "REDIS_URL"),
+            ("BRAND_COLOUR", "BRAND_COLOR"),
+        ],
+    )
+    def test_common_misspellings(
+        self, read_file: Callable[..., Settings], caplog: pytest.LogCaptureFixture, wrong: str, meant: str
+    ) -> None:
+        read_file(f"{wrong}=x\n")
+        assert f"did you mean {meant}?" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -204,3 +330,23 @@ def test_a_process_ends_with_one_message(command: list[str], name: str, value: s
     assert VALUE not in told
     assert "Traceback" not in told
     assert len(told.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [str(BIN / "uvicorn"), "main:app"],
+        [str(BIN / "celery"), "-A", "celery_app", "inspect", "active"],
+        ["./start_celery.sh"],
+        ["./start_celery.sh", "mail"],
+        ["./start_flower.sh"],
+    ],
+    ids=lambda command: " ".join([Path(command[0]).name, *command[1:]]),
+)
+def test_every_way_to_start_ends_at_a_broken_line(command: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "my.env"
+    file.write_text(f"SMTP_HOST=mail.example.com\nSMTP_PASSWORD {VALUE}\n")
+    env = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": sys.prefix, "ENV_FILE": str(file)}
+    ended = subprocess.run(command, cwd=BACKEND, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout + ended.stderr == f"{file}, line 2: must read NAME=value, or begin with #\n"

@@ -12,8 +12,9 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from settings import ApiKey, Scope, get_settings
 
 # These two only describe the schemes in OpenAPI, so that "Authorize" in /docs works; KeyedRoute does the check.
-_bearer = HTTPBearer(auto_error=False, description="An API key from API_KEYS")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key from API_KEYS")
+_WHAT = "The key of an entry in API_KEYS, without its name and scopes. One of the two ways is enough."
+_bearer = HTTPBearer(auto_error=False, description=_WHAT)
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description=_WHAT)
 DESCRIBED = [Security(_bearer), Security(_header)]
 
 

@@ -44,7 +44,7 @@ KindWord = Annotated[str, AfterValidator(_known_kind), WithJsonSchema({"type": "
 EXAMPLES: dict[str, Any] = {
     word: {"summary": (kind.__doc__ or word).splitlines()[0], "value": sample}
     for word, kind in KINDS.items()
-    for sample in [kind.sample().model_dump(mode="json", exclude_none=True)]
+    for sample in [{"kind": word, **kind.sample().model_dump(mode="json", exclude_none=True)}]
 }
 
 

@@ -36,6 +36,7 @@ from mail.wire import Wire
 
 MEMORY_LIMIT = 0.9
 SCAN_LIMIT = 2_000
+OLDEST_REDIS = 7  # knows the flags in the first line of a script
 
 Outcome = Literal["sent", "failed", "retry", "release"]
 
@@ -404,17 +405,6 @@ class Outbox:
         """
         return self._wire.info()
 
-    def refuse_cluster(self) -> None:
-        """Stop the start on a Redis Cluster, whose scripts cannot reach keys of several slots.
-
-        Raises:
-            ConfigurationError
-        """
-        if self.info().get("cluster_enabled"):
-            raise ConfigurationError(
-                "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
-            )
-
     def lanes(self) -> Mapping[Lane, Mapping[str, Any]]:
         """Per lane: how many emails are due, the age in seconds of the oldest, its worker nodes, and what holds
         it back. Includes the account's own gate under each lane.
@@ -459,6 +449,21 @@ class Outbox:
         if nearly_full(self._wire.info("memory")):
             raise OutboxUnavailable("Redis memory is nearly full; accepting has stopped", retry_after=30)
         self._memory_checked = now
+
+
+def refuse_unfit(server: Mapping[str, Any]) -> None:
+    """Stop the start on a Redis, known by its INFO, that cannot hold an outbox.
+
+    Raises:
+        ConfigurationError: a Cluster, whose scripts cannot reach keys of several slots, or too old for our scripts.
+    """
+    if server.get("cluster_enabled"):
+        raise ConfigurationError(
+            "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
+        )
+    version = str(server.get("redis_version", OLDEST_REDIS))
+    if int(version.partition(".")[0]) < OLDEST_REDIS:
+        raise ConfigurationError(f"REDIS_URL: this is Redis {version}; the outbox needs Redis 7 or newer, or Valkey")
 
 
 def nearly_full(memory: Mapping[str, Any]) -> bool:

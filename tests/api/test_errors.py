@@ -12,7 +12,7 @@ from support.service import WELCOME
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", f"/{MARK}", "/api", "/api/nope", "/health", "/api/emails/a/b/c", "/%ff"]
+    "path", ["/nope", "/docs/nope", f"/{MARK}", "/api", "/api/nope", "/health", "/api/emails/a/b/c", "/%ff"]
 )
 def test_unknown_path(client: TestClient, stranger: TestClient, path: str) -> None:
     for somebody in (client, stranger):

@@ -1,5 +1,6 @@
 """./start.sh, the two other scripts and the three-terminal way: in a copy of the checkout, on free ports."""
 
+import os
 import re
 import shutil
 import socket
@@ -13,9 +14,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from cryptography.fernet import Fernet
 
+from dev.stack.demo import Demo
+from dev.stack.plan import Plan
+from mail.kinds import KINDS
+from settings import Settings
 from support.checkout import PORTS, PROGRAMS, Checkout, Script, all_gone, answers, is_open
-from support.processes import wait_until
+from support.processes import BACKEND, BIN, Api, Valkey, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(180)
@@ -27,11 +33,14 @@ class Stack:
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
         self.script: Script | None = None
+        self.demo = ""
 
     def running(self) -> Script:
         if self.script is None or not self.script.running:
-            self.script = self.checkout.start()
-            self.script.wait_for("Ctrl-C stops everything")
+            first = self.script is None
+            self.script = self.checkout.start("--demo") if first else self.checkout.start()
+            self.script.wait_for("Tasks " if first else "Ctrl-C stops everything")
+            self.demo = self.demo or self.script.text()
         return self.script
 
 
@@ -50,7 +59,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, venv: Path) -> Iterator[Stack]:
-    stack = Stack(Checkout(tmp_path_factory.mktemp("start") / "my checkout", venv))
+    stack = Stack(Checkout(tmp_path_factory.mktemp("start") / "my Mäil 邮件", venv))
     yield stack
     if stack.script:
         stack.script.destroy()
@@ -131,18 +140,64 @@ def test_a_second_start_is_one_clear_line(running: Script, checkout: Checkout) -
     assert running.running
 
 
-@pytest.mark.parametrize("name", ["API_PORT", "FLOWER_PORT", "INBOX_PORT"])
-def test_a_taken_port_is_one_clear_line_and_nothing_starts(
-    other: Checkout, spawn: Callable[..., Script], name: str
-) -> None:
-    with socket.create_server(("127.0.0.1", other.ports[name])):
+def test_the_banner_fits_a_terminal(running: Script, stack: Stack) -> None:
+    lines = [line for line in stack.demo.splitlines() if "curl" not in line]
+    assert max(map(len, lines)) <= 80
+    for name in ("API", "Flower", "Inbox", "Redis", "SMTP", "Log", "API key"):
+        assert f"\n  {name:<9}" in stack.demo
+
+
+def test_the_demo_sends_one_mail_of_each_kind_and_says_where_it_is(stack: Stack, running: Script) -> None:
+    rows = re.findall(r"^  (\w+) +(\w+) +http://127\.0\.0\.1:(\d+)/#(\S+)$", stack.demo, re.MULTILINE)
+    inbox = str(stack.checkout.ports["INBOX_PORT"])
+    assert [(kind, state, port) for kind, state, port, _ in rows] == [(kind, "sent", inbox) for kind in KINDS]
+    found = re.search(r"/api/emails\?to=(\S+)", stack.demo)
+    assert found
+    with stack.checkout.api() as api:
+        records = api.get("/api/emails", params={"to": found[1]}).json()["items"]
+    assert {record["kind"] for record in records} == set(KINDS)
+    assert httpx.get(stack.checkout.url("FLOWER_PORT", "/tasks")).is_success
+
+
+def test_the_demo_shows_why_a_mail_was_not_sent(stack: Stack, running: Script) -> None:
+    port = {"api_port": stack.checkout.ports["API_PORT"], "inbox_port": stack.checkout.ports["INBOX_PORT"]}
+    settings = Settings(_env_file=None, smtp_host="smtp.example.com", **port)  # type: ignore[arg-type]
+    nothing_here = Plan((), {})
+    assert "made-up recipients would go to smtp.example.com" in "".join(
+        Demo(settings, nothing_here, "x", bool).lines()
+    )
+    settings = Settings(_env_file=None, **port)  # type: ignore[arg-type]
+    shown = list(Demo(settings, nothing_here, "wrong-key", bool).lines())
+    assert re.fullmatch(r"  welcome +refused +An API key is needed.*", shown[1])
+
+
+def test_a_taken_port_is_one_clear_line_and_nothing_starts(other: Checkout, spawn: Callable[..., Script]) -> None:
+    with socket.create_server(("127.0.0.1", other.ports["FLOWER_PORT"])):
         script = spawn(other.start)
         assert script.wait() == 1
-    last = script.text().splitlines()[-1]
-    assert name in last
-    assert str(other.ports[name]) in last
-    assert "Starting" not in script.text()
+    wrote, line = script.text().splitlines()
+    assert wrote == "Wrote backend/.env with fresh keys."
+    assert f"Port {other.ports['FLOWER_PORT']} " in line
+    assert "set FLOWER_PORT to another port" in line
     assert not other.listening()
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--dmeo", 2), ("demo", 2)])
+def test_the_options_are_shown_without_installing_anything(
+    other: Checkout, spawn: Callable[..., Script], argument: str, code: int
+) -> None:
+    (other.root / ".venv").unlink()
+    script = spawn(other.start, argument)
+    assert script.wait() == code
+    assert "usage: ./start.sh [--demo]" in script.text()
+    assert not (other.root / ".venv").exists()
+
+
+def test_a_broken_line_of_the_env_file_stops_the_start(other: Checkout, spawn: Callable[..., Script]) -> None:
+    (other.root / "backend" / ".env").write_text("SMTP_PORT=1025\n\nSMTP_HOST 127.0.0.1\n")
+    script = spawn(other.start)
+    assert script.wait() == 1
+    assert script.text() == "backend/.env, line 3: must read NAME=value, or begin with #\n"
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_start_has_the_data(stack: Stack, running: Script) -> None:
@@ -222,7 +277,7 @@ def test_start_celery_alone(
 def test_flower_keeps_to_loopback_without_a_password(other: Checkout, spawn: Callable[..., Script]) -> None:
     script = spawn(other.start, script="backend/start_flower.sh", FLOWER_ADDRESS="0.0.0.0")
     assert script.wait() == 1
-    assert re.fullmatch(r".*FLOWER_BASIC_AUTH.*\n", script.text())
+    assert re.fullmatch(r"Wrong settings:\n  FLOWER_ADDRESS .*FLOWER_BASIC_AUTH.*\n", script.text())
 
 
 def test_flowers_password_is_asked_for_and_not_in_ps(
@@ -284,7 +339,7 @@ def test_three_terminals_with_redis_server_and_the_seven_names(
         wait_until(lambda processes=processes: all_gone(processes), timeout=30, what=f"the end of {name}")
 
 
-def test_a_half_made_virtualenv_is_made_again(tmp_path: Path) -> None:
+def test_a_half_made_virtualenv_is_made_again_and_a_missing_network_is_named(tmp_path: Path) -> None:
     (tmp_path / "backend").mkdir()
     for name in ("requirements-local.txt", "constraints.txt"):
         (tmp_path / "backend" / name).write_text("# nothing to install\n")
@@ -294,14 +349,102 @@ def test_a_half_made_virtualenv_is_made_again(tmp_path: Path) -> None:
     (venv / "bin" / "python").write_text("interrupted")
     (venv / ".unfinished").touch()
 
-    def bootstrap() -> str:
+    def bootstrap() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "deploy/bootstrap.py", "requirements-local.txt", "-c", "print('in the venv')"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert "in the venv" in done.stdout
-        return done.stdout
+        nowhere = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "1"}
+        env = {"PATH": os.environ["PATH"], **nowhere}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    assert "Installing" in bootstrap()
-    assert "Installing" not in bootstrap()
+    assert re.fullmatch(r"Installing .*\nInstalled .*\nin the venv\n", bootstrap().stdout)
+    assert bootstrap().stdout == "in the venv\n"
+    (tmp_path / "backend" / "requirements-local.txt").write_text("a-package==1.0\n")
+    offline = bootstrap()
+    assert offline.returncode == 1
+    assert re.fullmatch(r"No network: .*\n", offline.stderr)
+
+
+def by_hand(redis_url: str) -> dict[str, str]:
+    """The environment of programs that are started one by one."""
+    keys = {"API_KEYS": "all:send:all-key", "OUTBOX_KEYS": Fernet.generate_key().decode()}
+    return {"PATH": os.environ["PATH"], "ENV_FILE": os.devnull, "REDIS_URL": redis_url, **keys}
+
+
+def test_the_api_starts_without_redis_and_says_so(tmp_path: Path) -> None:
+    with Api(by_hand(f"redis://127.0.0.1:{free_port()}/0"), tmp_path) as api, api.client() as client:
+        answer = client.post("/api/emails", json={"kind": "welcome", "to": "ada@example.com", "name": "Ada"})
+        assert (answer.status_code, answer.json()["detail"]) == (503, "Redis cannot be reached.")
+        told = api.text()
+    assert told.startswith("Redis cannot be reached; until that is mended, emails are answered with 503.\n")
+    assert "Traceback" not in told
+
+
+def test_the_api_says_that_redis_refuses_its_password(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as server:
+        with server.client() as client:
+            client.config_set("requirepass", "s3cret")
+        with Api(by_hand(f"redis://:wr0ng@127.0.0.1:{server.port}/0"), tmp_path) as api:
+            told = api.text()
+    assert told.startswith("Redis refuses the password in REDIS_URL; ")
+    assert "Traceback" not in told
+    assert "wr0ng" not in told
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["uvicorn", "main:app", "--port", "0"], ["celery", "-A", "celery_app", "worker"]],
+    ids=["api", "worker"],
+)
+def test_a_redis_that_will_never_do_is_one_line(tmp_path: Path, command: list[str]) -> None:
+    with Valkey(tmp_path, **{"cluster-enabled": "yes"}) as server:
+        ended = subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=BACKEND,
+            env=by_hand(server.url),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert re.fullmatch(r"REDIS_URL: this is a Redis Cluster; .*\n", ended.stdout + ended.stderr)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A checkout that needs a package, before anything is installed."""
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    shutil.copy(ROOT / "start.sh", tmp_path)
+    (tmp_path / "backend").mkdir()
+    for name in ("start_celery.sh", "start_flower.sh"):
+        shutil.copy(ROOT / "backend" / name, tmp_path / "backend")
+    (tmp_path / "backend" / "requirements-local.txt").write_text("a-package==1.0\n")
+    (tmp_path / "backend" / "constraints.txt").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("found", ["no python3", "Python 3.9.2"])
+def test_without_a_python_that_will_do(bare: Path, tmp_path: Path, found: str) -> None:
+    path = tmp_path / "path"
+    path.mkdir()
+    for name in ("sh", "dirname"):
+        (path / name).symlink_to(str(shutil.which(name)))
+    if found.startswith("Python"):
+        (path / "python3").write_text(f'#!/bin/sh\ntest "$1" = --version && echo {found}\n')
+        (path / "python3").chmod(0o755)
+    for script in ("start.sh", "backend/start_celery.sh"):
+        ended = subprocess.run([bare / script], env={"PATH": str(path)}, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert len(ended.stderr.splitlines()) == 1
+        told = f"found {found}." if script == "start.sh" else "Run ./start.sh once"
+        assert told in ended.stderr
+
+
+def test_in_a_checkout_that_cannot_be_written_to(bare: Path) -> None:
+    (bare / ".run").write_text("in the way, for root may write anywhere")
+    env = {"PATH": os.environ["PATH"]}
+    ended = subprocess.run([bare / "start.sh"], env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.fullmatch(rf"Cannot set up {re.escape(str(bare))}: .*\n", ended.stderr)
 
 
 def _wait_well(checkout: Checkout) -> None:

@@ -18,7 +18,7 @@ from mail.errors import (
     WrongState,
 )
 from mail.kinds import CertificateEmail, CustomEmail, Lane, PasswordResetEmail, WelcomeEmail
-from mail.outbox import Claim, Idempotency, Numbers, Outbox, Waits, nearly_full
+from mail.outbox import Claim, Idempotency, Numbers, Outbox, Waits, nearly_full, refuse_unfit
 from mail.records import State
 from mail.vault import SecretLost, Vault
 from support.processes import Valkey, wait_until
@@ -650,9 +650,18 @@ def test_a_cluster_is_refused(tmp_path: Any) -> None:
 
     options = {"cluster-enabled": "yes"}
     with Valkey(tmp_path, **options) as server, server.client() as client:
-        outbox = Outbox(client, prefix="c:", vault=Vault([Fernet.generate_key().decode()]))
-        with pytest.raises(ConfigurationError, match="Cluster"):
-            outbox.refuse_cluster()
+        info = client.info()
+    with pytest.raises(ConfigurationError, match="Cluster"):
+        refuse_unfit(info)
+
+
+def test_an_old_redis_is_refused(store: "redis.Redis") -> None:
+    from mail.errors import ConfigurationError
+
+    refuse_unfit(store.info())
+    refuse_unfit({})  # an ACL may forbid INFO
+    with pytest.raises(ConfigurationError, match=r"this is Redis 6\.2\.14; .*7 or newer"):
+        refuse_unfit({**store.info(), "redis_version": "6.2.14"})
 
 
 def test_custom_bodies_come_back_as_they_went_in(outbox: Outbox) -> None:

@@ -129,9 +129,9 @@ class Checkout:
             **{name: str(port) for name, port in self.ports.items()},
         }
 
-    def start(self, *, script: str = "start.sh", **env: str) -> Script:
+    def start(self, *arguments: str, script: str = "start.sh", **env: str) -> Script:
         # From another directory: the scripts must not depend on where they are called.
-        command = [str(self.root / script)]
+        command = [str(self.root / script), *arguments]
         return Script(command, cwd=Path("/"), env=self.env | env, log=self.root / f"{Path(script).name}.log")
 
     def url(self, name: str, path: str = "") -> str:

@@ -1,7 +1,6 @@
 """`python -m dev.stack`: starts the service, says where everything is, stops it. See ./start.sh."""
 
 import fcntl
-import json
 import os
 import select
 import signal
@@ -13,12 +12,15 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from dev.stack import RUN, StackError
+from dev.stack.banner import banner, find_key
+from dev.stack.demo import SCOPES, Demo
 from dev.stack.env_file import ensure_env_file
-from dev.stack.plan import Plan, local, make_plan
+from dev.stack.plan import Plan, make_plan
 from dev.stack.readiness import advice, check_progress, checks
 from dev.stack.supervisor import LOG, Supervisor, check_free
+from env_file import shown
 from mail.errors import ConfigurationError
-from settings import ENV_FILE, Scope, Settings, get_settings
+from settings import ENV_FILE, Settings, get_settings
 
 READY_SECONDS = 120
 
@@ -55,14 +57,17 @@ def main() -> int:
         RUN.mkdir(mode=0o700, exist_ok=True)
         with _only_one():
             if ensure_env_file(ENV_FILE):
-                say(f"Wrote {ENV_FILE} with fresh keys.")
+                say(f"Wrote {shown(ENV_FILE)} with fresh keys.")
             settings = get_settings()
             check_free()
             return _run(settings, make_plan(settings), stops)
     except (ConfigurationError, StackError) as error:
-        with suppress(OSError):
-            sys.stderr.write(f"{error}\n")
-        return 1
+        fault = str(error)
+    except OSError as error:  # a full disk, files of somebody else
+        fault = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    with suppress(OSError):
+        sys.stderr.write(f"{fault}\n")
+    return 1
 
 
 def _run(settings: Settings, plan: Plan, stops: Stops) -> int:
@@ -70,11 +75,14 @@ def _run(settings: Settings, plan: Plan, stops: Stops) -> int:
     if LOG.exists():
         LOG.replace(LOG.with_suffix(".log.1"))
     supervisor = Supervisor(plan)
+    began = time.monotonic()
     try:
         supervisor.start()
         _wait_until_ready(settings, supervisor, stops)
         if not stops.count:
-            say(banner(settings, plan))
+            say(banner(settings, plan, time.monotonic() - began))
+            if "--demo" in sys.argv:
+                _show_demo(settings, plan, stops)
         while not stops.count:
             stops.wait()
             if not supervisor.alive and not stops.count:
@@ -82,6 +90,21 @@ def _run(settings: Settings, plan: Plan, stops: Stops) -> int:
     finally:
         _stop(supervisor, stops)
     return 0
+
+
+def _show_demo(settings: Settings, plan: Plan, stops: Stops) -> None:
+    key = find_key(settings, SCOPES)
+    if not key:
+        say(f"No demo: it needs a key in API_KEYS with the scopes {', '.join(sorted(SCOPES))}.\n")
+        return
+
+    def wait(seconds: float) -> bool:
+        stops.wait(seconds)
+        return not stops.count
+
+    for line in Demo(settings, plan, key, wait).lines():
+        say(line)
+    say("")
 
 
 def _wait_until_ready(settings: Settings, supervisor: Supervisor, stops: Stops) -> None:
@@ -132,44 +155,6 @@ def _stop(supervisor: Supervisor, stops: Stops) -> None:
             seen = stops.count
             supervisor.kill_programs()
     say("Stopped.")
-
-
-def banner(settings: Settings, plan: Plan) -> str:
-    """Where everything is, and the line that sends a first mail."""
-    api = f"http://{local(settings.api_host)}:{settings.api_port}"
-    inbox = f"http://127.0.0.1:{settings.inbox_port}"
-    rows = [
-        ("API", f"{api}/docs"),
-        ("Flower", f"http://{local(settings.flower_address)}:{settings.flower_port}"),
-        ("Inbox", inbox)
-        if "inbox" in plan.programs
-        else ("SMTP", f"{settings.smtp_host}:{settings.smtp_port} (not started here)"),
-        ("Log", str(LOG)),
-        ("Settings", str(ENV_FILE)),
-    ]
-    places = "\n".join(f"  {name:<9} {place}" for name, place in rows)
-    key = _send_key(settings)
-    if not key:
-        first = "Set API_KEYS to send mail over HTTP: README.md, or move backend/.env away and start again."
-    else:
-        body = json.dumps({"kind": "welcome", "to": "ada@example.com", "name": "Ada"})
-        arrives = f"It arrives in {inbox}; " if "inbox" in plan.programs else ""
-        first = (
-            "Send a first mail from another terminal:\n\n"
-            f"  curl -sS {api}/api/emails -H 'Authorization: Bearer {key}' "
-            f"-H 'Content-Type: application/json' -d '{body}'\n\n"
-            f"{arrives}its timeline is at the status_url of the answer, its task in Flower."
-        )
-    return f"\nReady.\n\n{places}\n\n{first}\n\nCtrl-C stops everything and keeps the data in {RUN}.\n"
-
-
-def _send_key(settings: Settings) -> str | None:
-    """The first key that may send, in clear: settings keep digests only."""
-    entries = [entry.strip() for entry in settings.api_keys.get_secret_value().split(",") if entry.strip()]
-    for entry, parsed in zip(entries, settings.keys, strict=True):
-        if Scope.SEND in parsed.scopes:
-            return entry.split(":", 2)[2]
-    return None
 
 
 @contextmanager

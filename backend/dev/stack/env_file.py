@@ -7,25 +7,32 @@ from pathlib import Path
 from cryptography.fernet import Fernet
 
 TEMPLATE = """\
-# Written by ./start.sh for development and never overwritten. Environment variables win over this file.
+# Settings for development. ./start.sh wrote this file once and never changes it; it is yours now.
+# .env.example has every setting with a comment. A variable of the environment wins over its line here.
+
+# development, staging or production. The last two demand more settings, and say which.
 ENVIRONMENT=development
 
-# Redis: the outbox and Celery's broker. ./start.sh starts one at this address when none answers there.
+# The outbox and Celery's broker. When nothing answers at this address, ./start.sh starts a Redis there.
 REDIS_URL=redis://127.0.0.1:6390/0
 
-# The SMTP server. ./start.sh starts an inbox at this address when nothing answers there.
+# The SMTP server. When nothing answers at this address, ./start.sh starts an inbox there that keeps every mail.
 SMTP_HOST=127.0.0.1
 SMTP_PORT=1025
+# Empty: no login.
 SMTP_USERNAME=
 SMTP_PASSWORD=
+# The sender of every mail: address and name.
 SMTP_MAIL_FROM=no-reply@lms.test
 SMTP_FROM_NAME="Example Academy"
 
-# Who may call the HTTP API (name:scopes:key), and what encrypts the secret fields of stored mails.
+# Who may call the HTTP API, as name:scope+scope:key. The key is what follows the last colon.
 API_KEYS=dev:send+custom+bulk+read+admin:{api_key}
+
+# Encrypts the secret fields of stored mails. Without it, mails that wait cannot be sent.
 OUTBOX_KEYS={outbox_key}
 
-# Where things listen: the HTTP API, Flower, the web page of the inbox.
+# Where things listen: the HTTP API, Flower, and the web page of the inbox.
 API_PORT=8000
 FLOWER_PORT=5555
 INBOX_PORT=8025

