@@ -10,6 +10,7 @@ from dev.stack.ports import local
 from dev.stack.supervisor import LOG
 from env_file import shown
 from settings import ENV_FILE, Scope, Settings
+from utils.composition import get_brand
 
 
 def banner(settings: Settings, plan: Plan, seconds: float) -> str:
@@ -34,6 +35,7 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
     else:
         rows["API key"] = "none that may send: set API_KEYS (README.md, Keys)"
         first = "The HTTP API takes no mail until then."
+    rows["Note"] = get_brand().notice or ""
     table = "\n".join(f"  {name:<8} {place}" for name, place in rows.items() if place)
     return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\nCtrl-C stops everything; the data stays in .run/.\n"
 
