@@ -3,23 +3,16 @@
 import hashlib
 import re
 import signal
-import smtplib
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from email.message import EmailMessage
 from email.policy import SMTP, SMTPUTF8
-from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
+from urllib.parse import quote
 
-import httpx
 import pytest
 
-BACKEND = Path(__file__).resolve().parents[2] / "backend"
+from support.inbox import Inbox, run, running
 
 # What Mailpit answers, from its structs MessagesSummary, MessageSummary and Message.
 LISTING_FIELDS = {
@@ -32,72 +25,6 @@ SUMMARY_FIELDS = COMMON_FIELDS | {"Read", "Created", "Snippet"}
 MESSAGE_FIELDS = COMMON_FIELDS | {"ReturnPath", "ListUnsubscribe", "Date", "Text", "HTML", "Inline"}
 
 PLAIN = b"From: a@example.com\r\nTo: b@example.com\r\nSubject: plain\r\n\r\nhello\r\n"
-
-
-@dataclass
-class Inbox:
-    process: subprocess.Popen[str]
-    smtp_port: int
-    url: str
-    http: httpx.Client
-
-    def smtp(self) -> smtplib.SMTP:
-        return smtplib.SMTP("127.0.0.1", self.smtp_port, timeout=20)
-
-    def send(self, raw: bytes, sender: str = "a@example.com", to: str | list[str] = "b@example.com") -> None:
-        with self.smtp() as smtp:
-            smtp.sendmail(sender, to, raw)
-
-    def get(self, path: str, **params: Any) -> Any:
-        response = self.http.get(path, params=params)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    def listing(self, **params: Any) -> Any:
-        return self.get("/api/v1/messages", **params)
-
-    def subjects(self, **params: Any) -> list[str]:
-        return [mail["Subject"] for mail in self.listing(**params)["messages"]]
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dev.inbox", *options]
-    return subprocess.run(command, cwd=BACKEND, capture_output=True, text=True, timeout=30, check=False)
-
-
-@contextmanager
-def running(*options: str) -> Iterator[Inbox]:
-    """An inbox on free ports. Its end is part of every test: exit code 0, and nothing on stderr."""
-    command = [sys.executable, "-m", "dev.inbox", "--smtp-port", "0", "--http-port", "0", *options]
-    with (
-        TemporaryFile("w+") as errors,  # a pipe would block the process once it is full
-        subprocess.Popen(command, cwd=BACKEND, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            ready = re.fullmatch(r"inbox: smtp://127\.0\.0\.1:(\d+) (http://127\.0\.0\.1:\d+)/\n", line)
-            assert ready, line
-            with httpx.Client(base_url=ready[2], timeout=20, trust_env=False) as http:
-                yield Inbox(process, int(ready[1]), ready[2], http)
-            process.terminate()
-            assert process.wait(timeout=5) == 0
-            errors.seek(0)
-            assert errors.read() == ""
-        finally:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def shared_inbox() -> Iterator[Inbox]:
-    with running() as inbox:
-        yield inbox
-
-
-@pytest.fixture
-def inbox(shared_inbox: Inbox) -> Inbox:
-    assert shared_inbox.http.delete("/api/v1/messages").status_code == 200
-    return shared_inbox
 
 
 @pytest.fixture
@@ -332,23 +259,73 @@ def test_paging(inbox: Inbox) -> None:
         ("bcc:hidden subject:tw", ["two"]),
         ('to:"Zoë O\'B"', ["one"]),
         ("bob one", []),
-        ("body", []),
+        ("in a body", ["two", "one"]),
+        ('"the words"', ["one"]),
+        ('"the words in', ["one"]),
+        ("über-file", ["two"]),
+        ("hidden words", []),
+        ("-zoe@", ["two"]),
+        ("!to:bob body", ["one"]),
+        ("addressed:hidden", ["two"]),
+        ("reply-to:help", ["one"]),
+        ("cc:jane", ["one"]),
+        ("message-id:1@lms", ["one"]),
+        ("tag:WELC", ["one"]),
+        ("welcome", ["one"]),
+        ("is:tagged", ["one"]),
+        ("is:unread", ["two", "one"]),
+        ("is:read", []),
+        ("has:attachment", ["two"]),
+        ("-has:attachments", ["one"]),
+        ("from:", ["two", "one"]),
+        ("is:", ["two", "one"]),
+        ("is:odd", []),
+        ("http://x.test/path", ["one"]),
     ],
 )
 def test_search(inbox: Inbox, query: str, found: list[str]) -> None:
-    inbox.send("From: a@example.com\r\nTo: Zoë O'Brien <zoe@example.com>\r\nSubject: one\r\n\r\nbody".encode())
-    inbox.send(b"To: bob@example.com\r\nSubject: two\r\n\r\nbody", to=["bob@example.com", "hidden@example.com"])
+    inbox.send(
+        "From: a@example.com\r\nTo: Zoë O'Brien <zoe@example.com>\r\nCc: jane@example.com\r\nSubject: one\r\n"
+        "Message-ID: <1@lms.example.com>\r\nReply-To: help@example.com\r\nX-Tags: welcome, lms\r\n"
+        "Content-Type: text/html\r\n\r\n<style>hidden</style><p>The <b>words</b> in a body, HTTP://x.test/path".encode()
+    )
+    inbox.send(
+        "To: bob@example.com\r\nSubject: two\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        "--b\r\n\r\nin a body\r\n"
+        '--b\r\nContent-Disposition: attachment; filename="Über-File.pdf"\r\n\r\nx\r\n--b--'.encode(),
+        to=["bob@example.com", "hidden@example.com"],
+    )
     listing = inbox.get("/api/v1/search", query=query)
     assert [mail["Subject"] for mail in listing["messages"]] == found
     assert (listing["messages_count"], listing["total"]) == (len(found), 2)
 
 
-def test_a_search_needs_a_query(inbox: Inbox) -> None:
-    assert inbox.http.get("/api/v1/search", params={"query": " "}).status_code == 400
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_search_needs_a_query(inbox: Inbox, method: str) -> None:
+    inbox.send(PLAIN)
+    assert inbox.http.request(method, "/api/v1/search", params={"query": " "}).status_code == 400
+    assert inbox.listing()["total"] == 1
 
 
-@pytest.mark.parametrize("path", ["/api/v1/message/nope", "/api/v1/message/nope/raw", "/nope"])
+def test_deleting_what_a_search_finds(inbox: Inbox) -> None:
+    for subject in (b"a1", b"b2", b"a3"):
+        inbox.send(b"Subject: " + subject + b"\r\n\r\n")
+    assert inbox.http.delete("/api/v1/search", params={"query": "subject:a"}).text == "ok"
+    assert inbox.subjects() == ["b2"]
+
+
+def test_tags_come_from_the_header_that_mailpit_reads(inbox: Inbox) -> None:
+    inbox.send(b"X-Tags: welcome, =?utf-8?q?gr=C3=BCn?= ,,\r\n\r\n")
+    assert inbox.listing()["messages"][0]["Tags"] == ["welcome", "grün"]
+    assert inbox.get("/api/v1/message/latest")["Tags"] == ["welcome", "grün"]
+
+
+NO_PART = ("/api/v1/message/latest/part/1", "/api/v1/message/latest/part/9", "/view/latest.html", "/view/nope.html")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/message/nope", "/api/v1/message/nope/raw", *NO_PART, "/nope"])
 def test_what_is_not_there_is_a_404(inbox: Inbox, path: str) -> None:
+    inbox.send(PLAIN)
     response = inbox.http.get(path)
     assert response.status_code == 404
     assert set(response.json()) == {"Error"}
@@ -503,12 +480,25 @@ def test_the_page_may_load_only_what_is_its_own(inbox: Inbox) -> None:
     assert "<title>Inbox</title>" in page.text
     policy = page.headers["content-security-policy"].split("; ")
     assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy)
-    for asset in re.findall(r'(?:href|src)="(inbox\.\w+)"', page.text):
+    assert {"require-trusted-types-for 'script'", "trusted-types 'none'"} <= set(policy)
+    assert not any("unsafe" in part for part in policy)
+    assert page.headers["cross-origin-opener-policy"] == "same-origin"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assets = re.findall(r'(?:href|src)="([\w.]+)"', page.text)
+    assert set(assets) == {"icon.svg", "inbox.css", "inbox.js"}
+    for asset in assets:
         assert inbox.http.get(f"/{asset}").status_code == 200
-    script = inbox.http.get("/inbox.js").text
-    assert "innerHTML" not in script
-    assert "allow-scripts" not in script
-    assert "allow-same-origin" not in script
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_may_only_link_here(inbox: Inbox, site: str) -> None:
+    inbox.send(PLAIN)
+    path = f"/api/v1/message/{inbox.listing()['messages'][0]['ID']}"
+    for dest in ("image", "script", "empty", "iframe"):
+        assert inbox.http.get(path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest}).status_code == 403
+    assert inbox.listing()["unread"] == 1
+    linked = inbox.http.get("/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "document"})
+    assert linked.status_code == 200
 
 
 def test_the_source_of_a_mail_is_never_taken_for_a_page(inbox: Inbox) -> None:
@@ -516,6 +506,85 @@ def test_the_source_of_a_mail_is_never_taken_for_a_page(inbox: Inbox) -> None:
     headers = inbox.http.get("/api/v1/message/latest/raw").headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["content-type"].startswith("text/plain")
+
+
+def test_the_html_of_a_mail_is_a_document_in_a_sandbox(inbox: Inbox) -> None:
+    inbox.send(b"Content-Type: text/html; charset=latin1\r\n\r\n<!DOCTYPE html>\n<p>Gr\xfc\xdfe")
+    shown = inbox.http.get("/view/latest.html")
+    assert shown.text == '<!DOCTYPE html><base target="_blank">\n<p>Grüße\r\n'
+    assert shown.headers["content-type"] == "text/html; charset=utf-8"
+    policy = shown.headers["content-security-policy"].split("; ")
+    sandbox = "sandbox allow-popups allow-popups-to-escape-sandbox"
+    assert {"default-src 'none'", "img-src data:", "frame-ancestors 'self'", sandbox} <= set(policy)
+    asked = inbox.http.get("/view/latest.html", params={"remote": "1"}).headers["content-security-policy"]
+    assert set(asked.split("; ")) - set(policy) == {"img-src data: http: https:"}
+    assert inbox.listing()["unread"] == 1
+
+
+def test_an_image_shown_very_often_does_not_fill_the_memory(inbox: Inbox) -> None:
+    head = b"Content-Type: multipart/related; boundary=b\r\n\r\n--b\r\nContent-Type: text/html\r\n\r\n"
+    image = b"--b\r\nContent-Type: image/png\r\nContent-ID: <i>\r\n\r\n" + (b"x" * 998 + b"\r\n") * 1000
+    inbox.send(head + b"<img src=cid:i>\r\n" * 1000 + image + b"--b--\r\n")
+    size = len(inbox.http.get("/view/latest.html").content)
+    assert 10_000_000 < size < 70_000_000
+
+
+def test_parts_and_mails_are_handed_out_as_files(inbox: Inbox) -> None:
+    inbox.send(rich_mail().as_bytes())
+    part = inbox.http.get("/api/v1/message/latest/part/2")
+    assert (part.content, part.headers["content-type"]) == (b"%PDF-1.7", "application/pdf")
+    assert part.headers["content-disposition"] == "attachment; filename*=utf-8''Zertifikat%20%C3%BC.pdf"
+    assert inbox.http.get("/api/v1/message/latest/part/1.2.2").content == b"\x89PNG"
+    saved = inbox.http.get("/api/v1/message/latest/raw", params={"dl": "1"})
+    assert saved.content == inbox.http.get("/api/v1/message/latest/raw").content
+    name = "Willkommen%2C%20Zo%C3%AB%20%E2%80%93%20%E6%AC%A2%E8%BF%8E.eml"
+    assert saved.headers["content-disposition"] == f"attachment; filename*=utf-8''{name}"
+
+
+@pytest.mark.parametrize(
+    ("filename", "saved_as"),
+    [
+        ("../../etc/passwd", "-..-etc-passwd"),
+        ("a\u202egpj.exe", "a-gpj.exe"),
+        ('"><script>', "-script-"),
+        ("...", "unnamed"),
+        ("a\tb\x7f\x80", "a-b-"),
+    ],
+)
+def test_a_file_name_holds_nothing_that_misleads(inbox: Inbox, filename: str, saved_as: str) -> None:
+    encoded = quote(filename, safe="")
+    inbox.send(
+        f"Content-Type: \xff/;x\r\nContent-Disposition: attachment; filename*=utf-8''{encoded}\r\n\r\nx".encode()
+    )
+    headers = inbox.http.get("/api/v1/message/latest/part/0").headers
+    assert headers["content-disposition"] == f"attachment; filename*=utf-8''{quote(saved_as)}"
+
+
+# --- live ----------------------------------------------------------------------------------------------------
+
+
+def test_every_change_is_told_to_those_who_listen(inbox: Inbox) -> None:
+    with inbox.http.stream("GET", "/api/events") as events:
+        assert events.headers["content-type"].startswith("text/event-stream")
+        told = (line for line in events.iter_lines() if line.startswith("data:"))
+        assert next(told) == "data: changed"
+        for change in (
+            lambda: inbox.send(PLAIN),
+            lambda: inbox.get("/api/v1/message/latest"),
+            lambda: inbox.http.delete("/api/v1/search", params={"query": "plain"}),
+            lambda: inbox.http.delete("/api/v1/messages"),
+        ):
+            change()
+            assert next(told) == "data: changed"
+
+
+def test_those_who_listen_do_not_hold_up_the_end(start_inbox: Callable[..., Inbox]) -> None:
+    inbox = start_inbox()
+    with inbox.http.stream("GET", "/api/events") as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith("retry:")
+        inbox.process.terminate()
+        assert "data: changed" in list(lines)  # had it been cut off, reading to the end would raise
 
 
 # --- the process ---------------------------------------------------------------------------------------------

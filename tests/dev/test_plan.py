@@ -139,3 +139,25 @@ def test_redis_on_a_host_that_does_not_exist(make: Make) -> None:
 def test_a_cluster(make: Make, tmp_path: Path) -> None:
     with Valkey(tmp_path, **{"cluster-enabled": "yes"}) as server:
         assert "REDIS_URL: this is a Redis Cluster" in complaint(make(redis_url=server.url))
+
+
+def test_the_redis_of_another_checkout_is_refused(make: Make, tmp_path: Path) -> None:
+    theirs = tmp_path / "other" / ".run" / "valkey"
+    theirs.mkdir(parents=True)
+    with Valkey(theirs) as server, pytest.raises(StackError) as caught:
+        make_plan(make(redis_url=server.url))
+    assert f"belongs to another ./start.sh, in {tmp_path / 'other'}" in str(caught.value)
+    assert "REDIS_URL and SMTP_PORT" in str(caught.value)
+
+
+def test_every_taken_port_is_named(make: Make) -> None:
+    settings = make()
+    with (
+        socket.create_server(("127.0.0.1", settings.api_port)),
+        socket.create_server(("127.0.0.1", settings.flower_port)),
+        pytest.raises(StackError) as caught,
+    ):
+        make_plan(settings)
+    api, flower = str(caught.value).splitlines()
+    assert f"Port {settings.api_port} " in api
+    assert f"Port {settings.flower_port} " in flower

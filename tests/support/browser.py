@@ -12,8 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from support.processes import wait_until
 
-NODE_TOOLS = Path(__file__).resolve().parents[2] / "tools/mails"
-AXE = NODE_TOOLS / "node_modules/axe-core/axe.min.js"
+AXE = Path(__file__).resolve().parents[2] / "tools/mails/node_modules/axe-core/axe.min.js"
 
 OPTIONS = [
     "--no-sandbox",  # .ci/run is root, where Chromium refuses its own sandbox
@@ -47,7 +46,7 @@ def chromium_profile(directory: Path) -> Iterator[BrowserContext]:
 def axe_violations(page: Page) -> list[str]:
     """What axe finds wrong, with every rule and best practice on; frames are not entered."""
     if not AXE.exists():
-        _missing(f"axe-core is not installed: run ../../.venv/bin/npm ci in {NODE_TOOLS.relative_to(Path.cwd())}")
+        _missing("axe-core is not installed: run ../../.venv/bin/npm ci in tools/mails")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run({iframes: false})")
     assert found["passes"], "axe has looked at nothing"
@@ -88,4 +87,3 @@ def _missing(what: str) -> str:
     if os.environ.get("REQUIRE_BROWSER") == "1":
         pytest.fail(what)
     pytest.skip(what)
-

@@ -89,7 +89,7 @@ async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http
     store = Store(options.max_messages, options.max_bytes)
     web_server = WebServer(
         uvicorn.Config(
-            web.create_app(store, options.http_host),
+            web.create_app(store, options.http_host, smtp_listener.getsockname()[1]),
             lifespan="off",
             log_level="error",
             access_log=False,
@@ -100,6 +100,7 @@ async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http
 
     def stop() -> None:
         web_server.should_exit = True
+        store.close()
 
     # Once uvicorn has stopped it raises the signal again: these handlers keep that from ending the process by it.
     for number in (signal.SIGINT, signal.SIGTERM):

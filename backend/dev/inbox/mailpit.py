@@ -13,7 +13,12 @@ from dev.inbox.store import Mail
 
 Json = dict[str, Any]
 
-_TERM = re.compile(r'(?:(from|to|cc|bcc|subject):)?(?:"([^"]*)"|(\S+))', re.IGNORECASE)
+# A quote that is still open holds all that follows: a search runs while it is being typed.
+_TERM = re.compile(
+    r"([-!]?)(?:(from|to|cc|bcc|reply-to|addressed|subject|message-id|tag|is|has):)?"
+    r'(?:"([^"]*)"?|(\S*))',
+    re.IGNORECASE,
+)
 
 
 def listing(page: Sequence[Mail], matching: Sequence[Mail], stored: Sequence[Mail], start: int) -> Json:
@@ -41,7 +46,7 @@ def summary(mail: Mail) -> Json:
         "Subject": outline.subject,
         "Created": mail.received.isoformat(),
         "Username": "",
-        "Tags": [],
+        "Tags": list(outline.tags),
         "Size": len(mail.raw),
         "Attachments": outline.attachments,
         "Snippet": outline.snippet,
@@ -60,7 +65,7 @@ def message(mail: Mail) -> Json:
         "Subject": outline.subject,
         "ListUnsubscribe": _list_unsubscribe(content),
         "Date": (content.date or mail.received).isoformat(),
-        "Tags": [],
+        "Tags": list(outline.tags),
         "Username": "",
         "Text": content.text,
         "HTML": content.html,
@@ -71,28 +76,53 @@ def message(mail: Mail) -> Json:
 
 
 def search(mails: Iterable[Mail], query: str) -> list[Mail]:
-    """The mails that hold every term in their addresses or subject, whatever the case.
+    """The mails that hold every term, whatever the case.
 
-    Terms are words or quoted phrases; `from:`, `to:`, `cc:`, `bcc:`, `subject:` before one narrow it down.
+    A term is a word or a quoted phrase, looked for in the addresses, subject, text and file names; `-` before it
+    means that it must not be there. `from:`, `to:`, `cc:`, `bcc:`, `reply-to:`, `addressed:`, `subject:`,
+    `message-id:` and `tag:` narrow it down; `is:read`, `is:unread`, `is:tagged` and `has:attachment` stand alone.
     """
     terms = [
-        (match[1].lower() if match[1] else "", (match[2] or match[3] or "").lower())
+        (bool(match[1]), (match[2] or "").lower(), (match[3] or match[4] or "").lower())
         for match in _TERM.finditer(query)
     ]
-    return [mail for mail in mails if _matches(mail, terms)]
+    return [mail for mail in mails if all(_holds(mail, field, term) != no for no, field, term in terms if term)]
 
 
-def _matches(mail: Mail, terms: list[tuple[str, str]]) -> bool:
+def _holds(mail: Mail, field: str, term: str) -> bool:
     outline = mail.outline
-    fields = {
-        "from": _searchable([outline.sender]),
-        "to": _searchable(outline.to),
-        "cc": _searchable(outline.cc),
-        "bcc": _searchable(_bcc(mail, outline)),
-        "subject": outline.subject.lower(),
-    }
-    everything = "\n".join(fields.values())
-    return all(term in fields.get(field, everything) for field, term in terms)
+    places: Sequence[str]
+    match field:
+        case "is":
+            return term in {"read" if mail.read else "unread", "tagged" if outline.tags else ""}
+        case "has":
+            return term in {"attachment", "attachments"} and outline.attachments > 0
+        case "from":
+            places = [_searchable([outline.sender])]
+        case "to":
+            places = [_searchable(outline.to)]
+        case "cc":
+            places = [_searchable(outline.cc)]
+        case "bcc":
+            places = [_searchable(_bcc(mail, outline))]
+        case "reply-to":
+            places = [_searchable(outline.reply_to)]
+        case "subject":
+            places = [outline.subject]
+        case "message-id":
+            places = [outline.message_id]
+        case "tag":
+            places = outline.tags
+        case "addressed":
+            places = [_searchable(_everybody(mail, outline))]
+        case _:
+            everybody = _searchable(_everybody(mail, outline))
+            places = [everybody, outline.subject, outline.words, *outline.tags]
+    return any(term in place.lower() for place in places)
+
+
+def _everybody(mail: Mail, outline: Outline) -> Iterable[Address]:
+    return (outline.sender, *outline.to, *outline.cc, *_bcc(mail, outline), *outline.reply_to)
 
 
 def _searchable(addresses: Iterable[Address]) -> str:

@@ -20,6 +20,7 @@ from html import unescape
 log = logging.getLogger(__name__)
 
 SNIPPET_LENGTH = 200
+SEARCHED_LENGTH = 100_000  # characters of a part's text that a search looks at
 
 # The parser takes over a kilobyte of memory per part: a mail of nothing but boundaries would cost gigabytes.
 MAX_BOUNDARY_LINES = 10_000
@@ -42,7 +43,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a list of mails shows of one."""
+    """What a list of mails shows of one. `words` is what a search looks at beside the headers."""
 
     message_id: str
     sender: Address
@@ -52,7 +53,9 @@ class Outline:
     reply_to: tuple[Address, ...]
     subject: str
     attachments: int
+    tags: tuple[str, ...]
     snippet: str
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ def _read(raw: bytes) -> Content:
         else:
             attachments.append(part)
     text, html = "\n".join(texts), "\n".join(htmls)
+    plain, seen = _words_of(text), _words_of(unescape(_MARKUP.sub(" ", html[:SEARCHED_LENGTH])))
+    names = "\n".join(part.filename for part in (*attachments, *inline))
     sender = _addresses(message, "from")
     return Content(
         outline=Outline(
@@ -119,7 +124,9 @@ def _read(raw: bytes) -> Content:
             reply_to=_addresses(message, "reply-to"),
             subject=_words(_header(message, "subject")),
             attachments=len(attachments),
-            snippet=_snippet(text, html),
+            tags=tuple(filter(None, map(str.strip, _words(_header(message, "x-tags")).split(",")))),
+            snippet=_snippet(seen or plain),
+            words=f"{plain}\n{seen}\n{names}",
         ),
         date=_date(_header(message, "date")),
         list_unsubscribe=_header(message, "list-unsubscribe"),
@@ -132,8 +139,9 @@ def _read(raw: bytes) -> Content:
 
 
 def _unread(raw: bytes) -> Content:
-    outline = Outline("", Address("", ""), (), (), (), (), subject="", attachments=0, snippet="")
-    return Content(outline, None, "", "", text=_decode(raw, "utf-8"), html="", attachments=(), inline=())
+    text = _decode(raw, "utf-8")
+    outline = Outline("", Address("", ""), (), (), (), (), "", 0, (), snippet="", words=_words_of(text))
+    return Content(outline, None, "", "", text=text, html="", attachments=(), inline=())
 
 
 def _leaves_of(raw: bytes) -> tuple[Message, list[tuple[str, Message]]]:
@@ -183,8 +191,13 @@ def _payload(leaf: Message) -> bytes:
 
 
 def _parameter(message: Message, name: str, header: str = "content-type") -> str:
+    # The library would replace each byte of raw UTF-8 (RFC 6532) by U+FFFD; this header has none any more.
+    decoded = Message()
+    decoded[header] = _header(message, header)
     try:
-        return _clean(collapse_rfc2231_value(message.get_param(name, "", header) or ""))
+        value = decoded.get_param(name, "", header) or ""
+        # What is a string already would lose a second pair of quotes or angle brackets.
+        return _clean(value if isinstance(value, str) else collapse_rfc2231_value(value))
     except (TypeError, ValueError):  # RFC 2231 sections numbered wrongly, NUL in a charset's name
         return ""
 
@@ -246,7 +259,9 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _snippet(text: str, html: str) -> str:
-    source = unescape(_MARKUP.sub(" ", html[:100_000])) if html.strip() else text[:100_000]
-    line = " ".join(source.split())
+def _words_of(text: str) -> str:
+    return " ".join(text[:SEARCHED_LENGTH].split())
+
+
+def _snippet(line: str) -> str:
     return line if len(line) <= SNIPPET_LENGTH else line[:SNIPPET_LENGTH] + "..."

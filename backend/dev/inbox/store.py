@@ -1,7 +1,8 @@
 """What the inbox holds: the newest mails, in memory, within two bounds."""
 
+import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -45,6 +46,8 @@ class Store:
         self.max_bytes = max_bytes
         self._mails: dict[str, Mail] = {}
         self._bytes = 0
+        self._closed = False
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._mails)
@@ -54,6 +57,7 @@ class Store:
         self._bytes += len(mail.raw)
         while len(self._mails) > self.max_messages or self._bytes > self.max_bytes:
             self._drop(next(iter(self._mails)))
+        self._notify()
 
     def get(self, mail_id: str) -> Mail | None:
         """The mail with this id; `latest` is the newest one (Mailpit's name for it)."""
@@ -64,14 +68,40 @@ class Store:
     def newest_first(self) -> list[Mail]:
         return list(reversed(self._mails.values()))
 
+    def mark_read(self, mail: Mail) -> None:
+        if not mail.read:
+            mail.read = True
+            self._notify()
+
     def delete(self, mail_ids: Iterable[str]) -> None:
         """Ids that are unknown, or given twice, are passed over."""
         for mail_id in mail_ids:
             self._drop(mail_id)
+        self._notify()
 
     def clear(self) -> None:
         self._mails.clear()
         self._bytes = 0
+        self._notify()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yields at once, and again after every change until the store is closed.
+
+        Changes that come while the reader is busy with the last one are one change to it.
+        """
+        while not self._closed:
+            changed = self._changed
+            yield
+            await changed.wait()
+
+    def close(self) -> None:
+        """Ends every `changes()`."""
+        self._closed = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _drop(self, mail_id: str) -> None:
         mail = self._mails.pop(mail_id, None)

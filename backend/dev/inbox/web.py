@@ -1,21 +1,31 @@
 """The HTTP side: a subset of Mailpit's REST API v1, and the page."""
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from dev.inbox import mailpit
+from dev.inbox import mailpit, view
 from dev.inbox.guard import Guard
+from dev.inbox.parsing import parse
 from dev.inbox.store import Mail, Store
 
 PAGE = Path(__file__).parent / "page"
 DEFAULT_LIMIT = 50
+BURST_SECONDS = 0.1  # mails that come within this time are told of together
+
+BINARY = "application/octet-stream"
+_MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
+# Not for file names: separators, what Windows refuses, control characters, and signs that turn the direction of
+# text, which make `exe.fdp` out of `pdf.exe`.
+_NOT_IN_FILENAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 
 
 class Selection(BaseModel):
@@ -24,8 +34,9 @@ class Selection(BaseModel):
     IDs: list[str] = []
 
 
-def create_app(store: Store, host: str) -> FastAPI:
+def create_app(store: Store, host: str, smtp_port: int) -> FastAPI:
     """`host` is the configured listen address: a Host header that names it is accepted beside loopback ones.
+    An empty inbox shows how to send a first mail to `smtp_port`.
 
     Only the event loop touches the store; reading mails, which may take long, is done in threads.
     """
@@ -36,11 +47,20 @@ def create_app(store: Store, host: str) -> FastAPI:
     async def error(_request: Request, fault: StarletteHTTPException) -> JSONResponse:
         return JSONResponse({"Error": fault.detail}, fault.status_code, fault.headers)
 
-    def find(mail_id: str) -> Mail:
-        mail = store.get(mail_id)
-        if mail is None:
-            raise HTTPException(404, "message not found")
-        return mail
+    app.include_router(_all_mails(store), prefix="/api")
+    app.include_router(_one_mail(store))
+    index = (PAGE / "index.html").read_text().replace("{{smtp_port}}", str(smtp_port))
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(index)
+
+    app.mount("/", StaticFiles(directory=PAGE))
+    return app
+
+
+def _all_mails(store: Store) -> APIRouter:
+    router = APIRouter()
 
     async def page_of(request: Request, matching: Sequence[Mail]) -> JSONResponse:
         start = _number(request, "start", 0)
@@ -49,18 +69,17 @@ def create_app(store: Store, host: str) -> FastAPI:
         stored = store.newest_first()
         return JSONResponse(await asyncio.to_thread(mailpit.listing, page, matching, stored, start))
 
-    @app.get("/api/v1/messages")
-    async def messages(request: Request) -> JSONResponse:
-        return await page_of(request, store.newest_first())
-
-    @app.get("/api/v1/search")
-    async def search(request: Request) -> JSONResponse:
+    async def found(request: Request) -> list[Mail]:
         query = request.query_params.get("query", "").strip()
         if not query:
             raise HTTPException(400, "no search query")
-        return await page_of(request, await asyncio.to_thread(mailpit.search, store.newest_first(), query))
+        return await asyncio.to_thread(mailpit.search, store.newest_first(), query)
 
-    @app.delete("/api/v1/messages")
+    @router.get("/v1/messages")
+    async def messages(request: Request) -> JSONResponse:
+        return await page_of(request, store.newest_first())
+
+    @router.delete("/v1/messages")
     async def delete_messages(request: Request) -> Response:
         body = await request.body()
         try:
@@ -73,18 +92,80 @@ def create_app(store: Store, host: str) -> FastAPI:
             store.clear()
         return PlainTextResponse("ok")
 
-    @app.get("/api/v1/message/{mail_id}")
+    @router.get("/v1/search")
+    async def search(request: Request) -> JSONResponse:
+        return await page_of(request, await found(request))
+
+    @router.delete("/v1/search")
+    async def delete_found(request: Request) -> Response:
+        store.delete([mail.id for mail in await found(request)])
+        return PlainTextResponse("ok")
+
+    @router.get("/events")
+    async def events() -> StreamingResponse:
+        """Server-Sent Events, one for every change. Mailpit has WebSockets here; a client of ours only listens."""
+
+        async def stream() -> AsyncIterator[str]:
+            yield "retry: 1000\n\n"
+            async for _ in store.changes():
+                yield "data: changed\n\n"
+                await asyncio.sleep(BURST_SECONDS)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return router
+
+
+def _one_mail(store: Store) -> APIRouter:
+    router = APIRouter()
+
+    def find(mail_id: str) -> Mail:
+        mail = store.get(mail_id)
+        if mail is None:
+            raise HTTPException(404, "message not found")
+        return mail
+
+    @router.get("/api/v1/message/{mail_id}")
     async def message(mail_id: str) -> JSONResponse:
         mail = find(mail_id)
-        mail.read = True
+        store.mark_read(mail)
         return JSONResponse(await asyncio.to_thread(mailpit.message, mail))
 
-    @app.get("/api/v1/message/{mail_id}/raw")
-    async def raw(mail_id: str) -> Response:
-        return Response(find(mail_id).raw, media_type="text/plain")
+    @router.get("/api/v1/message/{mail_id}/raw")
+    async def raw(mail_id: str, request: Request) -> Response:
+        mail = find(mail_id)
+        headers = {}
+        if request.query_params.get("dl") == "1":
+            content = await asyncio.to_thread(parse, mail.raw)
+            headers = _download(f"{content.outline.subject[:80] or mail.id}.eml")
+        return Response(mail.raw, media_type="text/plain", headers=headers)
 
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return app
+    @router.get("/api/v1/message/{mail_id}/part/{part_id}")
+    async def part(mail_id: str, part_id: str) -> Response:
+        content = await asyncio.to_thread(parse, find(mail_id).raw)
+        for each in (*content.attachments, *content.inline):
+            if each.part_id == part_id:
+                media_type = each.content_type if _MEDIA_TYPE.fullmatch(each.content_type) else BINARY
+                name = each.filename or each.content_id or f"part {part_id}"
+                return Response(each.content, headers={"Content-Type": media_type, **_download(name)})
+        raise HTTPException(404, "part not found")
+
+    @router.get("/view/{mail_id}.html")
+    async def html(mail_id: str, request: Request) -> Response:
+        content = await asyncio.to_thread(parse, find(mail_id).raw)
+        if not content.html:
+            raise HTTPException(404, "this message has no HTML")
+        remote = request.query_params.get("remote") == "1"
+        document = await asyncio.to_thread(view.document, content)
+        return HTMLResponse(document, headers=view.security_headers(remote_images=remote))
+
+    return router
+
+
+def _download(filename: str) -> dict[str, str]:
+    """Headers that have a browser save the answer under this name and never show it (RFC 6266)."""
+    name = _NOT_IN_FILENAMES.sub("-", filename).strip(". ") or "unnamed"
+    return {"Content-Disposition": f"attachment; filename*=utf-8''{quote(name, safe='')}"}
 
 
 def _number(request: Request, name: str, default: int) -> int:
