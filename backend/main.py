@@ -30,7 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="LMS mail",
         version="0.1.0",
         description="Accepts emails for the learning-management system, keeps them, and sends them. To try a call "
-        "here, press Authorize and paste a key; `./start.sh` prints one.",
+        "here, press Authorize and paste the key of an entry in `API_KEYS`.",
         lifespan=_lifespan,
         # FastAPI's own pages load their scripts from elsewhere; docs_page has one that does not.
         docs_url=None,
@@ -53,6 +53,11 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _say_if_closed(settings: Settings) -> None:
+    if not settings.keys:  # development only: elsewhere the settings demand one
+        logger.warning("No API_KEYS: every call of the API is answered with 401, which says how to make a key.")
+
+
 def _check_redis() -> None:
     """Refuse a Redis that will never do; a start without one is fine.
 
@@ -68,6 +73,7 @@ def _check_redis() -> None:
 
 try:
     app = create_app(get_settings())
+    _say_if_closed(get_settings())
     _check_redis()
 except ConfigurationError as error:
     sys.exit(str(error))

@@ -7,6 +7,7 @@ Lists are comma-separated. `.env.example` holds the same names with a comment ea
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
@@ -82,6 +83,12 @@ def _user_and_password(value: SecretStr) -> SecretStr:
     return value
 
 
+def _color(value: str) -> str:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", value):
+        raise ValueError("must be a colour such as #1f5eff")
+    return value
+
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 FlowerAuth = Annotated[SecretStr, AfterValidator(_user_and_password)]
@@ -148,7 +155,7 @@ class Settings(BaseSettings):
     brand_support_email: Address = "support@lms.example.com"
     brand_address: str = ""
     brand_logo_url: Link | None = None
-    brand_color: str = Field("#1f5eff", pattern=r"^#[0-9a-fA-F]{6}$")
+    brand_color: Annotated[str, AfterValidator(_color)] = "#1f5eff"
 
     # Where things listen; the shell scripts and the local stack read these too.
     api_host: str = "127.0.0.1"

@@ -5,6 +5,7 @@ the likely cause and the fix. Sends nothing, unless --to names a recipient. The 
 """
 
 import argparse
+import os
 import sys
 
 try:
@@ -21,7 +22,7 @@ try:
     from mail.kinds import CustomEmail
     from mail.smtp_causes import Diagnosis
     from mail.smtp_check import Failed, Result, SmtpCheck, Step
-    from settings import no_color
+    from settings import get_settings, no_color
     from utils.composition import get_sender, get_service, get_smtp_config
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}. Run it with the service's Python: ../.venv/bin/python test_smtp.py")
@@ -52,14 +53,17 @@ def main() -> int:
         f"To {config.host} port {config.port}, step by step; no answer is awaited longer than {options.timeout:g} s."
     )
     _say("")
+    greeting = ""
     for result in check.run():
+        if result.step is Step.GREETING:
+            greeting = " ".join(result.found)
         if code := _show(result):
             return code
     _say("")
     if options.to:
-        _say(f"All is well. Look into the inbox of {sender.redirect_to or options.to} (and into its spam folder).")
+        _say(f"All is well. Look {_where(sender.redirect_to or options.to, greeting)}.")
     else:
-        _say("All is well; nothing was sent. To send a real mail: python test_smtp.py --to you@example.com")
+        _say("All is well; nothing was sent. To send a real mail add: --to you@example.com")
     return 0
 
 
@@ -80,6 +84,12 @@ def _send(to: str) -> Delivery:
         service.close()
 
 
+def _where(recipient: str, greeting: str) -> str:
+    if "development inbox" in greeting:
+        return f"at http://127.0.0.1:{get_settings().inbox_port}, the page of the development inbox"
+    return f"into the inbox of {recipient} (and into its spam folder)"
+
+
 def _show(result: Result) -> int:
     """Prints a step; returns its exit code if it failed, else 0."""
     mark = "FAIL" if result.failure else "ok"
@@ -95,7 +105,7 @@ def _show(result: Result) -> int:
     for title, text in zip(("The server said", "Likely cause", "Fix"), result.failure, strict=True):
         if text:
             _say(_paragraph(title, text))
-    _say(f"\nFailed at {result.step.title} (exit code {result.step.value}). All codes: python test_smtp.py --help")
+    _say(f"\nFailed at {result.step.title} (exit code {result.step.value}). All codes: --help")
     return result.step.value
 
 
@@ -164,3 +174,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read along has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

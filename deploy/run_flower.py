@@ -3,6 +3,7 @@
 Everything goes through Flower's own environment variables: a password on the command line is in `ps`.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -32,7 +33,15 @@ def main() -> None:
         if settings.development:
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")
     sys.argv[1:] = ["-A", "celery_app", "flower"]
-    celery()
+    try:
+        celery()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(
+            f"Flower cannot listen on {settings.flower_address}, port {settings.flower_port}: it is taken. "
+            "Set FLOWER_PORT."
+        )
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def main(programs: list[str]) -> None:
         else str(RUN / "supervisor.sock"),
         "API_HOST": settings.api_host,
         "API_PORT": str(settings.api_port),
-        "SMTP_HOST": settings.smtp_host,
-        "SMTP_PORT": str(settings.smtp_port),
+        # Not under their own names: the workers would have these, and not what .env says when they are restarted.
+        "INBOX_SMTP_HOST": settings.smtp_host,
+        "INBOX_SMTP_PORT": str(settings.smtp_port),
         "INBOX_PORT": str(settings.inbox_port),
         "STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
         "VALKEY_SERVER": os.environ.get("VALKEY_SERVER", "valkey-server"),

@@ -15,9 +15,9 @@ import tasks.email_tasks
 import utils.email
 import utils.email_async
 from api.schemas import EXAMPLES
+from mail.brand import Brand
 from mail.fields import Link, Name, Secret
 from mail.kinds import KINDS, Category, Email, Lane, parse
-from mail.brand import Brand
 from mail.rendering import Renderer
 from support.processes import BACKEND
 

@@ -35,8 +35,14 @@ def _require_caller(request: Request) -> ApiKey:
     caller = find_caller(request)
     if caller:
         return caller
-    detail = "An API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>."
     settings = get_settings()
+    if "Authorization" in request.headers or "X-API-Key" in request.headers:
+        detail = (
+            "This API key is not known. Send the key of an entry in API_KEYS, without its name and scopes, as "
+            "Authorization: Bearer <key>, or X-API-Key: <key>."
+        )
+    else:
+        detail = "An API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>."
     if settings.development and not settings.keys:
         detail = (
             "No API key is configured. Put API_KEYS=dev:send+custom+bulk+read+admin:<a long random string> into "

@@ -30,12 +30,14 @@ def ready(request: Request) -> Response:
     try:
         with outbox.answered():
             info, lanes = outbox.info(), outbox.lanes()
-    except OutboxUnavailable:
-        return problem(503, "Redis cannot be reached.", headers={"Retry-After": "2"})
+    except OutboxUnavailable as error:
+        return problem(503, f"{error}.", headers={"Retry-After": "2"})
     caller = find_caller(request)
     body: dict[str, Any] = {"status": "ok"}
     if caller and Scope.READ in caller.scopes:
         body |= {"warnings": [*_redis_warnings(info), *_lane_warnings(lanes)], "lanes": _plain(lanes)}
+    elif "Authorization" in request.headers or "X-API-Key" in request.headers:
+        body["detail"] = "Warnings are shown to a key with the scope read."
     return JSONResponse(body)
 
 
@@ -44,7 +46,7 @@ def _redis_warnings(info: Mapping[str, Any]) -> Iterator[str]:
         yield "Redis forbids INFO: persistence and memory cannot be checked"
         return
     if not info.get("aof_enabled"):
-        yield "Redis keeps no append-only file: accepted emails die with it. Set appendonly yes"
+        yield "Redis keeps no append-only file: accepted emails die with it. redis-cli CONFIG SET appendonly yes"
     elif info.get("aof_last_write_status") != "ok":
         yield "Redis cannot write its append-only file: look at its disk and log"
     if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":

@@ -25,22 +25,35 @@ from mail.kinds import field_error
 
 MEDIA_TYPE = "application/problem+json"
 TOO_LARGE = "The request is larger than MAX_BODY_BYTES allows."
+EXAMPLE_DETAILS = {
+    401: "An API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>.",
+    403: "This key lacks the scope send.",
+    404: "There is no email with this id.",
+    409: "The Idempotency-Key was used with another email.",
+    413: TOO_LARGE,
+    422: "The request has 1 fault.",
+    429: "This recipient had too many mails of this kind. Try again in 1800 s.",
+    500: "Something went wrong on our side. The fault is in the server's log.",
+    502: "The mail was not sent: SMTP server smtp.example.com:587 answered RCPT with 550 5.1.1 no such user",
+    503: "Redis cannot be reached.",
+}
+"""One believable `detail` per status, for the OpenAPI description."""
 
 
 class FieldProblem(BaseModel):
     """One field at fault."""
 
-    field: str = Field(examples=["to"])
-    message: str = Field(examples=["must be one email address, such as ada@example.com"])
+    field: str
+    message: str
 
 
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
     type: str = "about:blank"
-    title: str = Field(examples=[HTTPStatus(422).phrase])
-    status: int = Field(examples=[422])
-    detail: str = Field(examples=["The request has 1 fault."])
+    title: str
+    status: int
+    detail: str
     errors: list[FieldProblem] | None = None
     id: str | None = Field(None, description="503 only: the email may have been taken under this id.")
 
@@ -71,10 +84,23 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {
+                MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _example(status)}
+            },
         }
         for status in statuses
     }
+
+
+def _example(status: int) -> dict[str, Any]:
+    error = FieldProblem(field="to", message="must be one email address, such as ada@example.com")
+    body = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=EXAMPLE_DETAILS[status],
+        errors=[error] if status == 422 else None,
+    )
+    return body.model_dump(exclude_none=True)
 
 
 def _invalid(errors: Sequence[FieldError]) -> JSONResponse:

@@ -19,8 +19,15 @@ class Times(BaseModel):
     )
 
 
+def _demand_kind(schema: dict[str, Any]) -> None:
+    # In Python the class says which kind it is; in JSON only this field does.
+    schema["required"] = ["kind", *schema["required"]]
+
+
 def _request_model(kind: type[BaseModel]) -> type[BaseModel]:
-    return create_model(f"{kind.__name__}Request", __base__=(kind, Times), __doc__=kind.__doc__)
+    model = create_model(f"{kind.__name__}Request", __base__=(kind, Times), __doc__=kind.__doc__)
+    model.model_config["json_schema_extra"] = _demand_kind
+    return model
 
 
 if TYPE_CHECKING:

@@ -296,6 +296,8 @@ def field_error(fault: str, location: tuple[int | str, ...], message: str) -> Fi
         message = "unknown field; remove it"
     elif fault == "missing":
         message = "required"
+    elif fault == "enum":
+        message = message.replace("Input should be", "must be one of").replace("'", "").replace(" or ", ", ")
     elif fault == "timezone_aware":
         message = "must have a time zone, such as 2030-01-31T09:00:00Z"
     message = message.removeprefix("Value error, ")

@@ -112,7 +112,7 @@ def get_task_status(task_id: str) -> TaskStatus:
     return TaskStatus(
         task_id=task_id,
         status=CELERY_STATUS[record.state],
-        state=record.state,
+        state=record.state.value,
         attempts=record.attempts,
         error=record.error,
     )

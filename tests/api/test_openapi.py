@@ -21,7 +21,6 @@ ERRORS = {
     "GET /health/live": set(),
     "GET /health/ready": {"503"},
 }
-PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
 @pytest.fixture
@@ -73,11 +72,28 @@ def test_errors(document: dict[str, Any]) -> None:
     assert described == ERRORS
     for name, operation in operations(document):
         for status in ERRORS[name]:
-            assert operation["responses"][status]["content"] == PROBLEM
+            (answer,) = operation["responses"][status]["content"].items()
+            assert answer[0] == "application/problem+json"
+            assert answer[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
+            assert answer[1]["example"]["status"] == int(status)
+            Problem.model_validate(answer[1]["example"])
             assert operation["responses"][status]["description"]
     schemas = document["components"]["schemas"]
     assert set(schemas["Problem"]["properties"]) == set(Problem.model_fields)
     assert set(schemas["FieldProblem"]["properties"]) == set(FieldProblem.model_fields)
+
+
+def test_what_a_request_must_have(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for word, kind in KINDS.items():
+        required = {name for name, field in kind.model_fields.items() if field.is_required()}
+        assert set(schemas[f"{kind.__name__}Request"]["required"]) == {"kind", *required}, word
+
+
+def test_each_answer_of_a_send_has_its_own_shape(document: dict[str, Any]) -> None:
+    answers = document["paths"]["/api/emails"]["post"]["responses"]
+    shapes = {status: answers[status]["content"]["application/json"]["schema"]["$ref"] for status in ("200", "202")}
+    assert shapes == {"200": "#/components/schemas/EmailDelivered", "202": "#/components/schemas/EmailAccepted"}
 
 
 def test_an_example_per_kind(document: dict[str, Any]) -> None:

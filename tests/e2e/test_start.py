@@ -168,7 +168,7 @@ def test_the_demo_shows_why_a_mail_was_not_sent(stack: Stack, running: Script) -
     )
     settings = Settings(_env_file=None, **port)  # type: ignore[arg-type]
     shown = list(Demo(settings, nothing_here, "wrong-key", bool).lines())
-    assert re.fullmatch(r"  welcome +refused +An API key is needed.*", shown[1])
+    assert re.fullmatch(r"  welcome +refused +This API key is not known.*", shown[1])
 
 
 def test_a_taken_port_is_one_clear_line_and_nothing_starts(other: Checkout, spawn: Callable[..., Script]) -> None:
@@ -250,6 +250,13 @@ def test_without_supervisor_the_programs_end_and_both_come_back(running: Script,
     wait_until(lambda: set(running.programs()) == set(PROGRAMS), timeout=40, what="new programs")
     assert not set(before.values()) & set(running.programs().values())
     _wait_well(checkout)
+
+
+def test_workers_read_the_smtp_server_from_env_again_when_they_are_restarted(running: Script) -> None:
+    programs = running.programs()
+    for name in ("api", "mail", "bulk"):
+        # What the environment says would win over .env. (SMTP_PORT is there: these tests set it.)
+        assert "SMTP_HOST" not in programs[name].environ(), name
 
 
 def test_when_start_sh_is_killed_everything_ends(running: Script, checkout: Checkout) -> None:

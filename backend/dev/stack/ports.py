@@ -64,8 +64,9 @@ def check_free(listeners: Iterable[Listener]) -> None:
     """Try all the ports.
 
     Raises:
-        StackError: one cannot be taken; names it, its setting and, where the system tells, who holds it.
+        StackError: some cannot be taken; names each, its setting and, where the system tells, who holds it.
     """
+    faults: list[str] = []
     tried: dict[int, str] = {}
     with ExitStack() as held:  # held until all are checked: two settings must not share a port either
         for one in listeners:
@@ -79,8 +80,10 @@ def check_free(listeners: Iterable[Listener]) -> None:
                 probe.bind(address)
                 probe.listen()
             except OSError as error:
-                raise StackError(_explain(one, error, tried.get(one.port))) from None
+                faults.append(_explain(one, error, tried.get(one.port)))
             tried[one.port] = one.port_setting
+    if faults:
+        raise StackError("\n".join(faults))
 
 
 def _explain(one: Listener, error: OSError, rival: str | None) -> str:
@@ -97,10 +100,23 @@ def _explain(one: Listener, error: OSError, rival: str | None) -> str:
 
 
 def held_by(port: int) -> str:
-    """` by process 123 (name)` for what listens on a port; empty where the system does not tell.
+    """` by process 123 (name)` for what listens on a port; empty where the system does not tell."""
+    process = _holder(port)
+    with suppress(OSError):
+        return f" by process {process.name} ({(process / 'comm').read_text().strip()})" if process else ""
+    return ""
 
-    Linux tells it in /proc, of other users' processes only to root.
-    """
+
+def directory_of(port: int) -> Path | None:
+    """The working directory of what listens on a port, where the system tells."""
+    process = _holder(port)
+    with suppress(OSError):
+        return Path(os.readlink(process / "cwd")) if process else None
+    return None
+
+
+def _holder(port: int) -> Path | None:
+    """The entry in /proc of what listens on a port. Of other users' processes Linux tells it only to root."""
     sockets = set()
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -111,6 +127,5 @@ def held_by(port: int) -> str:
     for descriptor in Path("/proc").glob("[0-9]*/fd/*") if sockets else ():
         with suppress(OSError):
             if os.readlink(descriptor) in sockets:
-                process = descriptor.parents[1]
-                return f" by process {process.name} ({(process / 'comm').read_text().strip()})"
-    return ""
+                return descriptor.parents[1]
+    return None
