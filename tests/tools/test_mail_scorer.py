@@ -181,7 +181,7 @@ BROKEN: list[tuple[str, Change, Change, set[str]]] = [
     ),
     (
         "a preview text of one coloured pixel",
-        swap("display:none", "font-size:1px;line-height:1px;color:#ffffff"),
+        swap(STYLE, "font-size:1px;line-height:1px;color:#ffffff"),
         swap("Choose it here", "Choose it inside, here"),
         {"L4", "L7", "L10", "L11"},
     ),
