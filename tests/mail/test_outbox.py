@@ -76,7 +76,13 @@ def stay_in_touch(outbox: Outbox, seconds: float) -> None:
 
 def let_lease_run_out(outbox: Outbox) -> None:
     stay_in_touch(outbox, LEASE * 1.2)
-    assert outbox.may_take_over()
+
+    def may() -> bool:
+        outbox.renew({})
+        return outbox.may_take_over()
+
+    # On a busy machine this process stands still for longer than a worker may without losing touch.
+    wait_until(may, timeout=20, what="a lease's length without a gap")
 
 
 def states(outbox: Outbox, email_id: str) -> list[str]:
