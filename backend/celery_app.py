@@ -15,7 +15,7 @@ from kombu import Exchange, Queue
 
 from mail.errors import ConfigurationError, OutboxUnavailable
 from mail.kinds import Lane
-from mail.outbox import refuse_unfit
+from mail.wire import refuse_unfit
 from settings import Settings, get_settings
 
 EXCHANGE = Exchange("lms-mail", type="direct")

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from api import access_log, docs_page, emails, health, problems, tasks
 from api.limits import BodyLimit
 from mail.errors import ConfigurationError, OutboxUnavailable
-from mail.outbox import refuse_unfit
+from mail.wire import refuse_unfit
 from settings import Settings, get_settings
 from utils.composition import close, get_outbox
 

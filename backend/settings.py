@@ -58,7 +58,8 @@ def _redis_url(value: SecretStr) -> SecretStr:
         raise ValueError("must begin with redis://, rediss:// or unix://")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  asked for its error
+        if parts.port == 0:
+            raise ValueError
         if parts.scheme != "unix" and parts.path.strip("/"):
             int(parts.path.strip("/"))  # redis-py would take database 0 instead
     except ValueError:  # quotes the URL

@@ -12,6 +12,7 @@ try:
     import shutil
     import textwrap
     from dataclasses import replace
+    from io import TextIOWrapper
 
     from jinja2 import TemplateError
     from pydantic import TypeAdapter, ValidationError
@@ -37,7 +38,8 @@ def main() -> int:
     """The exit code: 0, or the value of the step that failed."""
     options = _options()
     # A terminal that is not UTF-8 shows what it can.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, sender = get_smtp_config(), get_sender()
     except ConfigurationError as error:

@@ -10,7 +10,7 @@ from api.auth import find_caller
 from api.problems import problem, responses
 from mail.errors import OutboxUnavailable
 from mail.kinds import Lane
-from mail.outbox import nearly_full
+from mail.wire import nearly_full
 from settings import Scope
 from utils.composition import get_outbox
 

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple, cast
 import redis
 
 from mail.errors import (
-    ConfigurationError,
     FieldError,
     IdempotencyConflict,
     InvalidEmail,
@@ -32,11 +31,9 @@ from mail.errors import (
 from mail.kinds import AnyEmail, Email, Lane, parse
 from mail.records import Record, State, moment
 from mail.vault import Vault
-from mail.wire import Wire
+from mail.wire import Wire, nearly_full
 
-MEMORY_LIMIT = 0.9
 SCAN_LIMIT = 2_000
-OLDEST_REDIS = 7  # knows the flags in the first line of a script
 
 Outcome = Literal["sent", "failed", "retry", "release"]
 
@@ -449,26 +446,6 @@ class Outbox:
         if nearly_full(self._wire.info("memory")):
             raise OutboxUnavailable("Redis memory is nearly full; accepting has stopped", retry_after=30)
         self._memory_checked = now
-
-
-def refuse_unfit(server: Mapping[str, Any]) -> None:
-    """Stop the start on a Redis, known by its INFO, that cannot hold an outbox.
-
-    Raises:
-        ConfigurationError: a Cluster, whose scripts cannot reach keys of several slots, or too old for our scripts.
-    """
-    if server.get("cluster_enabled"):
-        raise ConfigurationError(
-            "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
-        )
-    version = str(server.get("redis_version", OLDEST_REDIS))
-    if int(version.partition(".")[0]) < OLDEST_REDIS:
-        raise ConfigurationError(f"REDIS_URL: this is Redis {version}; the outbox needs Redis 7 or newer, or Valkey")
-
-
-def nearly_full(memory: Mapping[str, Any]) -> bool:
-    """Whether Redis, by its INFO, is so full that accepting must stop for delivering to go on."""
-    return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
 
 
 def _ms(value: datetime | timedelta | None) -> int:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import cache
 from ipaddress import ip_address
 
 from mail import smtp_causes as causes
+from mail import smtp_refusals as refusals
 from mail.delivery import Delivery
 from mail.errors import DeliveryError
 from mail.message import Sender, ascii_domain
@@ -121,6 +122,7 @@ class SmtpCheck:
         self._to = to
         self._send = send
         self._session: Session | None = None
+        self._trust = cache(lambda: tls_context(config))
         self._address = config.host
         self._found: list[str] = []
         self._warnings: list[str] = []
@@ -153,7 +155,7 @@ class SmtpCheck:
         self._look_at_settings()
         yield Step.DNS
         addresses = self._resolve()
-        session = self._session = Session(self._config, lambda: self._tls_context)  # looks this machine's own name up
+        session = self._session = Session(self._config, self._trust)  # looks this machine's own name up
         yield Step.TCP
         self._connect(session, addresses)
         taken = None
@@ -197,13 +199,9 @@ class SmtpCheck:
             raise Failed(wrong)
         if config.security is not Security.NONE:
             try:
-                self._tls_context  # noqa: B018 - made here, because a wrong SMTP_CA_FILE is a wrong setting
+                self._trust()  # made here, because a wrong SMTP_CA_FILE is a wrong setting
             except DeliveryError as error:
                 raise Failed(causes.ca_file_unusable(error)) from error
-
-    @cached_property
-    def _tls_context(self) -> ssl.SSLContext:
-        return tls_context(self._config)
 
     def _resolve(self) -> list[str]:
         host = self._config.host
@@ -267,13 +265,13 @@ class SmtpCheck:
     def _explained(self, step: Step, error: DeliveryError) -> tuple[Step, Diagnosis]:
         cause = fault(error.__cause__)
         if step is Step.MESSAGE:
-            return step, causes.unsent(self._facts, error)
+            return step, refusals.unsent(self._facts, error)
         # TLS 1.3 may tell of a refusal only with the greeting, or with the EHLO after STARTTLS.
         if error.stage == Stage.TLS or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)):
             return Step.TLS, self._explained_tls(error, cause)
         if step is Step.GREETING and error.code is None:
             return step, self._explained_greeting(error)
-        return _STEPS[Stage(error.stage)], causes.refused(self._facts, error)
+        return _STEPS[Stage(error.stage)], refusals.refused(self._facts, error)
 
     def _explained_tls(self, error: DeliveryError, cause: BaseException | None) -> Diagnosis:
         facts = self._facts
@@ -288,12 +286,12 @@ class SmtpCheck:
             if words := self._overheard(ANY_QUESTION):
                 return causes.not_smtp(facts, words)
             if isinstance(cause, TimeoutError):
-                return causes.silent(facts, causes.silence(facts, error))
+                return causes.silent(facts, refusals.silence(facts, error))
         return causes.handshake_failed(facts, cause)
 
     def _explained_greeting(self, error: DeliveryError) -> Diagnosis:
         facts = self._facts
-        said = f'"{error.reply}"' if error.reply else causes.silence(facts, error)
+        said = f'"{error.reply}"' if error.reply else refusals.silence(facts, error)
         if self._config.tls_from_start:
             words = error.reply
         else:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import redis
 
-from mail.errors import OutboxUnavailable
+from mail.errors import ConfigurationError, OutboxUnavailable
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SILENCE = 1.0  # seconds
+MEMORY_LIMIT = 0.9
+OLDEST_REDIS = 7  # knows the flags in the first line of a script
 
 
 class Wire:
@@ -130,6 +132,26 @@ class Wire:
         if self._clock_offset is None:
             self.run("tick")
         return int((time.monotonic() + (self._clock_offset or 0.0) + self._answer_within) * 1000)
+
+
+def refuse_unfit(server: Mapping[str, Any]) -> None:
+    """Stop the start on a Redis, known by its INFO, that cannot hold an outbox.
+
+    Raises:
+        ConfigurationError: a Cluster, whose scripts cannot reach keys of several slots, or too old for our scripts.
+    """
+    if server.get("cluster_enabled"):
+        raise ConfigurationError(
+            "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
+        )
+    version = str(server.get("redis_version", OLDEST_REDIS))
+    if int(version.partition(".")[0]) < OLDEST_REDIS:
+        raise ConfigurationError(f"REDIS_URL: this is Redis {version}; the outbox needs Redis 7 or newer, or Valkey")
+
+
+def nearly_full(memory: Mapping[str, Any]) -> bool:
+    """Whether Redis, by its INFO, is so full that accepting must stop for delivering to go on."""
+    return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
 
 
 class _Script(NamedTuple):

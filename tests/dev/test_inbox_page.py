@@ -52,7 +52,7 @@ def open_page(browser: Browser, inbox: Inbox) -> Iterator[Callable[..., Page]]:
     contexts = []
 
     def open_(path: str = "/", url: str = inbox.url, **options: object) -> Page:
-        context = browser.new_context(**options)  # type: ignore[arg-type]
+        context = browser.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(20_000)
         page = context.new_page()

@@ -31,7 +31,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
     def apply(**more: object) -> Settings:
         ports = {name: free_port() for name in ("api_port", "flower_port", "inbox_port", "smtp_port")}
         values = {"redis_url": f"redis://127.0.0.1:{free_port()}/0", **ports, **more}
-        return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+        return Settings(_env_file=None, **values)
 
     return apply
 

@@ -117,7 +117,7 @@ def test_with_to_a_real_mail_arrives(
     authority: Authority, certificate: trustme.LeafCert, tls: str | None, security: str, login: bool
 ) -> None:
     auth = (USER, PASSWORD) if login else None
-    with SmtpServer(tls=tls, auth=auth, certificate=certificate, size=10_000_000) as server:  # type: ignore[arg-type]
+    with SmtpServer(tls=tls, auth=auth, certificate=certificate, size=10_000_000) as server:
         env = {"SMTP_SECURITY": security, "SMTP_CA_FILE": authority.ca_file, **(LOGIN if login else {})}
         run = check(server.port, "--to", "ada@example.com", host="localhost", BRAND_NAME="Holm School", **env)
         assert run.code == 0, run.text
@@ -250,7 +250,7 @@ def test_a_silent_server(smtp: SmtpServer) -> None:
 
 @pytest.mark.parametrize("tls", [None, "starttls"])
 def test_a_plain_server_asked_for_tls(certificate: trustme.LeafCert, tls: str | None) -> None:
-    with SmtpServer(tls=tls, certificate=certificate) as server:  # type: ignore[arg-type]
+    with SmtpServer(tls=tls, certificate=certificate) as server:
         run = check(server.port, SMTP_SECURITY="tls", **LOGIN)
         assert server.connections == 2  # the second is the proof
         assert "AUTH" not in server.verbs()
@@ -277,7 +277,7 @@ def test_starttls_demanded_and_not_offered(smtp: SmtpServer) -> None:
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
 def test_an_expired_certificate(authority: Authority, tls: str) -> None:
     expired = authority.certificate(expired=True)
-    with SmtpServer(tls=tls, certificate=expired, auth=(USER, PASSWORD)) as server:  # type: ignore[arg-type]
+    with SmtpServer(tls=tls, certificate=expired, auth=(USER, PASSWORD)) as server:
         security = "tls" if tls == "tls" else "auto"
         run = check(server.port, SMTP_CA_FILE=authority.ca_file, SMTP_SECURITY=security, **LOGIN)
         assert "AUTH" not in server.verbs()  # nor on the connection that reads the certificate
@@ -365,7 +365,7 @@ def test_the_password_is_nowhere_though_the_server_echoes_it(stage: str, reply: 
         said = f"{reply} {ECHO} "
         # The last one lies where a long reply is cut, after 500 characters: half of it must not be left.
         said += (494 - len(" ".join(said.split()))) * "x"
-        server.reply(stage, f"{said} {PASSWORD}")  # type: ignore[arg-type]
+        server.reply(stage, f"{said} {PASSWORD}")
         run = check(server.port, "--to", "ada@example.com", **LOGIN)
     assert run.code in {0, Step.AUTH, Step.MAIL, Step.RCPT, Step.MESSAGE}
     assert "***" in run.text

@@ -161,12 +161,12 @@ def test_the_demo_sends_one_mail_of_each_kind_and_says_where_it_is(stack: Stack,
 
 def test_the_demo_shows_why_a_mail_was_not_sent(stack: Stack, running: Script) -> None:
     port = {"api_port": stack.checkout.ports["API_PORT"], "inbox_port": stack.checkout.ports["INBOX_PORT"]}
-    settings = Settings(_env_file=None, smtp_host="smtp.example.com", **port)  # type: ignore[arg-type]
+    settings = Settings(_env_file=None, smtp_host="smtp.example.com", **port)
     nothing_here = Plan((), {})
     assert "made-up recipients would go to smtp.example.com" in "".join(
         Demo(settings, nothing_here, "x", bool).lines()
     )
-    settings = Settings(_env_file=None, **port)  # type: ignore[arg-type]
+    settings = Settings(_env_file=None, **port)
     shown = list(Demo(settings, nothing_here, "wrong-key", bool).lines())
     assert re.fullmatch(r"  welcome +refused +This API key is not known.*", shown[1])
 

@@ -18,9 +18,10 @@ from mail.errors import (
     WrongState,
 )
 from mail.kinds import CertificateEmail, CustomEmail, Lane, PasswordResetEmail, WelcomeEmail
-from mail.outbox import Claim, Idempotency, Numbers, Outbox, Waits, nearly_full, refuse_unfit
+from mail.outbox import Claim, Idempotency, Numbers, Outbox, Waits
 from mail.records import State
 from mail.vault import SecretLost, Vault
+from mail.wire import nearly_full, refuse_unfit
 from support.processes import Valkey, wait_until
 
 LEASE = 0.4

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-BACKEND = Path(__file__).resolve().parents[2] / "backend"
-sys.path.insert(0, str(BACKEND))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "backend"))
 
-from mail.brand import Brand  # noqa: E402
-from mail.kinds import KINDS, parse  # noqa: E402
-from mail.message import Sender, build  # noqa: E402
-from mail.rendering import Rendered, Renderer  # noqa: E402
+from mail.brand import Brand
+from mail.kinds import KINDS, parse
+from mail.message import Sender, build
+from mail.rendering import Rendered, Renderer
 
-TEMPLATES = BACKEND / "templates" / "emails"
+TEMPLATES = Path(__file__).resolve().parents[2] / "backend" / "templates" / "emails"
 KIND_NAMES = tuple(KINDS)
 LOGO_URL = "https://lms.example.com/logo.png"
 BRAND = Brand(
