@@ -50,9 +50,11 @@ def test_away_is_a_503_within_two_seconds_and_what_was_refused_is_never_sent(bui
 
     def refused(number: int) -> tuple[float, httpx.Response]:
         body = {"kind": "welcome", "to": f"refused{number}@example.com", "name": "Ada"}
-        started = time.monotonic()
-        answer = service.http.post("/api/emails", json=body)
-        return time.monotonic() - started, answer
+        # A client each: with a hundred threads in one, httpx now and then reads from a connection it has just closed.
+        with httpx.Client(base_url=service.http.base_url, headers=service.http.headers, verify=False) as http:
+            started = time.monotonic()
+            answer = http.post("/api/emails", json=body)
+            return time.monotonic() - started, answer
 
     # More at once than the API has threads: a request that queues for one must not wait for many timeouts.
     with ThreadPoolExecutor(100) as pool:
