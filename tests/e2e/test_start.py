@@ -54,6 +54,11 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "bin").mkdir()
     (home / "bin" / "python").symlink_to(Path(sys.executable).resolve())
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", home)
+    # Else whichever test is the first to start something would see it installed.
+    first = Checkout(home / "checkout", home)
+    subprocess.run(
+        [home / "bin" / "python", "deploy/bootstrap.py", "requirements-local.txt"], cwd=first.root, check=True
+    )
     return home
 
 
