@@ -128,6 +128,9 @@ class Settings(BaseSettings):
     smtp_timeout: Seconds = 30
     smtp_data_timeout: Seconds = 600
     smtp_ca_file: Path | None = None
+    smtp_max_per_second: float | None = Field(None, gt=0)
+    smtp_max_per_day: int | None = Field(None, ge=1)
+    smtp_max_connections: int | None = Field(None, ge=1)
     smtp_idempotency_header: str = Field("", pattern=r"^[A-Za-z0-9-]*$")
     mail_redirect_to: Address | None = None
 
@@ -138,6 +141,9 @@ class Settings(BaseSettings):
     cors_origins: CommaSeparated = ()
     recipient_hourly_limit: int = Field(5, ge=1)
     max_body_bytes: int = Field(5_000_000, ge=1_000)
+    batch_max_recipients: int = Field(100_000, ge=1)
+    batch_stream_max_recipients: int = Field(1_000_000, ge=1, le=10_000_000)
+    batch_max_body_bytes: int = Field(500_000_000, ge=1_000)
     outbox_retention_days: int = Field(30, ge=1)
 
     # Retrying: full jitter between a second and min(maximum, base * 2 ** attempts); about a day in all.

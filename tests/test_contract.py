@@ -175,11 +175,13 @@ def test_task(kind: type[Email]) -> None:
 @pytest.mark.parametrize("module", [utils.email, utils.email_async])
 def test_nothing_is_left_of_a_kind_that_is_gone(module: types.ModuleType) -> None:
     known = {Form(kind, suffix).name for kind in KINDS.values() for suffix in ("", "_sync", "_async")}
+    known |= {"send_bulk_email", "send_bulk_email_sync", "send_bulk_emails_async"}
     found = {name for name in dir(module) if name.startswith("send_") and name != "send_sync"}
     assert found <= known
     assert set(module.__all__) <= set(dir(module))
     sends = {name for name in tasks.email_tasks.app.tasks if name.startswith("tasks.email_tasks.")}
-    assert sends == {f"tasks.email_tasks.send_{kind.noun()}_task" for kind in KINDS.values()}
+    of_kinds = {f"tasks.email_tasks.send_{kind.noun()}_task" for kind in KINDS.values()}
+    assert sends == {*of_kinds, "tasks.email_tasks.send_bulk_chunk_task"}
 
 
 @every_kind

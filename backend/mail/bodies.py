@@ -11,7 +11,7 @@ from inscriptis.model.config import ParserConfig
 from inscriptis.model.html_document_state import HtmlDocumentState
 from inscriptis.model.html_element import HtmlElement
 from inscriptis.model.tag import CustomHtmlTagHandlerMapping
-from markupsafe import Markup
+from markupsafe import escape
 
 from mail.errors import FieldError, InvalidEmail
 
@@ -66,10 +66,8 @@ def text_of(html: str) -> str:
 
 def paragraphs(text: str) -> str:
     """Plain text as HTML: blank lines part paragraphs, single line breaks stay."""
-    blocks = re.split(r"\n\s*\n", line_feeds(text).strip())
-    return Markup("\n").join(
-        Markup('<p dir="auto">{}</p>').format(Markup("<br>\n").join(block.split("\n"))) for block in blocks
-    )
+    blocks = re.split(r"\n\s*\n", str(escape(line_feeds(text).strip())))
+    return "\n".join('<p dir="auto">{}</p>'.format(block.replace("\n", "<br>\n")) for block in blocks)
 
 
 def line_feeds(text: str) -> str:

@@ -4,12 +4,14 @@ import logging
 import random
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import redis
 
+from mail.answers import Claim, Outcome, Waits
 from mail.errors import (
     DeliveryError,
     OutcomeUnknown,
@@ -21,10 +23,13 @@ from mail.errors import (
 )
 from mail.kinds import AnyEmail
 from mail.leases import LeaseKeeper
-from mail.outbox import Claim, Outbox, Outcome, Waits
+from mail.outbox import Outbox
+from mail.permits import Permits
 from mail.records import State
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,15 @@ class Delivery:
     smtp_code: int
     smtp_reply: str
     sent_at: datetime
+
+
+@dataclass(frozen=True)
+class NotDelivered:
+    """One mail of several that the SMTP server has not taken, or that could not be made."""
+
+    id: str
+    to: str
+    error: Exception
 
 
 class Deliver(Protocol):
@@ -90,6 +104,25 @@ class RetryPolicy:
             case _:
                 return "retry", {**retry, "unasked": True}
 
+    def settlement(self, error: Exception, attempts: int) -> tuple[Outcome, dict[str, Any]]:
+        """The verdict with the words that belong into the record."""
+        outcome, arguments = self.verdict(error, attempts)
+        if isinstance(error, DeliveryError):
+            return outcome, {"code": error.code, "reply": error.reply or None, "error": str(error), **arguments}
+        return outcome, {"error": f"could not be prepared: {type(error).__name__}", **arguments}
+
+
+def until_written(what: str, write: Callable[[], T]) -> T:
+    """Tries until Redis has it: an outcome that is forgotten becomes a second copy of the mail."""
+    pause = 0.1
+    while True:
+        try:
+            return write()
+        except redis.RedisError as error:
+            logger.warning("%s has ended, but Redis does not take it: %s", what, type(error).__name__)
+            time.sleep(pause)
+            pause = min(2.0, pause * 2)
+
 
 class Ended(NamedTuple):
     """What came of a wake-up. `seconds` until the next look where the email still waits."""
@@ -102,10 +135,13 @@ class Ended(NamedTuple):
 class Courier:
     """Delivers emails from the outbox, one wake-up at a time. Safe to share between threads."""
 
-    def __init__(self, outbox: Outbox, deliver: Deliver, leases: LeaseKeeper, policy: RetryPolicy) -> None:
+    def __init__(
+        self, outbox: Outbox, deliver: Deliver, leases: LeaseKeeper, permits: Permits, policy: RetryPolicy
+    ) -> None:
         self._outbox = outbox
         self._deliver = deliver
         self._leases = leases
+        self._permits = permits
         self._policy = policy
         self.last_wake_up = time.monotonic()
 
@@ -119,15 +155,18 @@ class Courier:
             redis.RedisError: Redis did not grant the claim; the sweep wakes the email again.
         """
         self.last_wake_up = asked_at = time.monotonic()
-        claim = self._outbox.claim(email_id, str(uuid.uuid4()), worker)
-        match claim:
-            case Waits():
-                return Ended(claim.state, claim.reason, claim.seconds)
-            case State():
-                return Ended(claim, self._reason(email_id))
-        with self._leases.hold(claim, asked_at):
-            outcome, arguments = self._attempt(claim)
-            return self._settle(claim, outcome, arguments)
+        with self._permits.permit() as permit:
+            claim = self._outbox.claim(email_id, str(uuid.uuid4()), worker, permit.name)
+            match claim:
+                case Waits():
+                    return Ended(claim.state, claim.reason, claim.seconds)
+                case State():
+                    return Ended(claim, self._reason(email_id))
+            permit.granted = True
+            with self._leases.hold(claim, asked_at):
+                time.sleep(claim.delay)
+                outcome, arguments = self._attempt(claim)
+                return self._settle(claim, outcome, arguments)
 
     def _attempt(self, claim: Claim) -> tuple[Outcome, dict[str, Any]]:
         try:
@@ -135,30 +174,15 @@ class Courier:
             if not self._leases.still_ours(claim):
                 return "release", {"error": "this worker was frozen and has lost its lease"}
             delivery = self._deliver(email, email_id=claim.id, valid_for=claim.valid_for)
-        except DeliveryError as error:
-            outcome, arguments = self._policy.verdict(error, claim.attempts)
-            words = {"code": error.code, "reply": error.reply or None, "error": str(error)}
-            return outcome, {**words, **arguments}
         except Exception as error:
-            # A broken template or a missing key: an operator can mend it, so the mail waits for that.
-            logger.exception("email %s could not be prepared", claim.id)
-            outcome, arguments = self._policy.verdict(error, claim.attempts)
-            return outcome, {"error": f"could not be prepared: {type(error).__name__}", **arguments}
+            if not isinstance(error, DeliveryError):
+                # A broken template or a missing key: an operator can mend it, so the mail waits for that.
+                logger.exception("email %s could not be prepared", claim.id)
+            return self._policy.settlement(error, claim.attempts)
         return "sent", {"code": delivery.smtp_code, "reply": delivery.smtp_reply}
 
     def _settle(self, claim: Claim, outcome: Outcome, arguments: dict[str, Any]) -> Ended:
-        """Tries until Redis has it: an outcome that is forgotten becomes a second copy of the mail."""
-        pause = 0.1
-        while True:
-            try:
-                settled = self._outbox.settle(claim.id, claim.token, outcome, **arguments)
-                break
-            except redis.RedisError as error:
-                logger.warning(
-                    "email %s is %s, but Redis does not take it: %s", claim.id, outcome, type(error).__name__
-                )
-                time.sleep(pause)
-                pause = min(2.0, pause * 2)
+        settled = until_written(claim.id, lambda: self._outbox.settle(claim.id, claim.token, outcome, **arguments))
         if settled.state is None:
             return Ended(State.SENDING, "another worker has taken over")
         return Ended(settled.state, arguments.get("error") or arguments.get("reply", ""), settled.seconds)

@@ -5,7 +5,9 @@ EmailError
 ├── OutboxUnavailable       Redis refuses, is frozen, or is nearly full: nothing was accepted
 ├── RecipientLimited        too many mails of this kind to one person: try again after `retry_after`
 ├── IdempotencyConflict     the same Idempotency-Key came before with another email
+├── BatchBeingAccepted      the batch of this Idempotency-Key is still being taken in
 ├── UnknownEmail            no such id in the outbox
+│   └── UnknownBatch            no such batch
 ├── WrongState              the email's state forbids the action (sending, sent, ...)
 └── DeliveryError           what SMTP said; `stage` tells where
     ├── PermanentError      this mail is refused for good: a 5xx to RCPT or DATA
@@ -73,11 +75,25 @@ class IdempotencyConflict(EmailError):
         super().__init__("this Idempotency-Key was used before with a different body; use a new key")
 
 
+class BatchBeingAccepted(EmailError):
+    """An earlier call with this idempotency key is still taking its batch in."""
+
+    def __init__(self) -> None:
+        super().__init__("the batch of this Idempotency-Key is still being taken in; repeat the call in a while")
+
+
 class UnknownEmail(EmailError):
     """No email with this id was ever accepted, or its record has been removed."""
 
+    def __init__(self, message: str = "no email with this id") -> None:
+        super().__init__(message)
+
+
+class UnknownBatch(UnknownEmail):
+    """No batch with this id was ever accepted, or it has been removed."""
+
     def __init__(self) -> None:
-        super().__init__("no email with this id")
+        super().__init__("no batch with this id")
 
 
 class WrongState(EmailError):

@@ -44,6 +44,15 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
 
 
+def is_url(link: str) -> bool:
+    """Whether browsers can read it as an absolute URL (WHATWG), of whatever scheme."""
+    try:
+        _any_url.validate_python(link)
+    except ValidationError:
+        return False
+    return True
+
+
 def host_of(link: str) -> str | None:
     """The host that a link leads to, in lower case and punycode.
 
@@ -59,6 +68,11 @@ def host_of(link: str) -> str | None:
     if parsed.host is None or parsed.username is not None or parsed.password is not None:
         return None
     return parsed.host.lower()
+
+
+def header_text(value: str) -> str:
+    """One printable line in the form in which a header shows it."""
+    return unicodedata.normalize("NFC", value).strip()
 
 
 def _printable(value: str) -> str:
@@ -78,7 +92,7 @@ def _body(value: str) -> str:
 
 
 def _header_text(value: str) -> str:
-    return unicodedata.normalize("NFC", _printable(value)).strip()
+    return header_text(_printable(value))
 
 
 def _not_blank(value: str) -> str:

@@ -5,22 +5,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import redis
 
-from mail.outbox import Claim, Outbox
+from mail.outbox import Outbox
+from mail.permits import Permits
 
 logger = logging.getLogger(__name__)
 
 
+class Leased(Protocol):
+    """What a lease is for: an email or part of a chunk."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def token(self) -> str: ...
+
+
 class LeaseKeeper:
-    """Renews every lease this process holds, four times per lease length, from one daemon thread.
+    """Renews every lease this process holds, four times per lease length, from one daemon thread; and its permits
+    for connections.
 
     SMTP may take minutes that way, while the mails of a killed process are free within one lease length.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, permits: Permits) -> None:
         self._outbox = outbox
+        self._permits = permits
         self._length = outbox.numbers.lease.total_seconds()
         self._held: dict[str, tuple[str, float]] = {}
         self._lock = threading.Lock()
@@ -28,7 +42,7 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def hold(self, claim: Claim, granted_at: float) -> Iterator[None]:
+    def hold(self, claim: Leased, granted_at: float) -> Iterator[None]:
         """Keep the lease of `claim` alive inside the block. `granted_at`: monotonic time before it was asked for."""
         with self._lock:
             self._held[claim.id] = (claim.token, granted_at + self._length)
@@ -42,7 +56,7 @@ class LeaseKeeper:
             with self._lock:
                 self._held.pop(claim.id, None)
 
-    def still_ours(self, claim: Claim) -> bool:
+    def still_ours(self, claim: Leased) -> bool:
         """Whether the lease is certain to last, by this process's own clock.
 
         A process that was frozen (SIGSTOP, a paused VM) wakes up with leases that others may have taken over.
@@ -58,19 +72,30 @@ class LeaseKeeper:
 
     def _renew_forever(self) -> None:
         while True:
-            if not self._held:
+            if not self._held and not self._permits.held():
                 self._wake.clear()
                 self._wake.wait()
-            time.sleep(self._length / 4)
+            self._wait(self._length / 4)
             with self._lock:
                 tokens = {email_id: token for email_id, (token, _) in self._held.items()}
-            if tokens:
+            if tokens or self._permits.held():
                 self._renew(tokens)
+
+    def _wait(self, seconds: float) -> None:
+        """Until it is time to renew; permits that nobody uses go back meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5) if self._permits.idle else left)
+            if old := self._permits.lapse():
+                try:
+                    self._outbox.release(old)
+                except redis.RedisError as error:
+                    logger.warning("permits not given back, they lapse: %s", type(error).__name__)
 
     def _renew(self, tokens: dict[str, str]) -> None:
         asked_at = time.monotonic()
         try:
-            kept = self._outbox.renew(tokens)
+            kept = self._outbox.renew(tokens, self._permits.held())
         except redis.RedisError as error:
             logger.warning("leases not renewed, will try again: %s", type(error).__name__)
             return

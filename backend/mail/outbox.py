@@ -13,12 +13,24 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import redis
 
+from mail.answers import (
+    Accepted,
+    Claim,
+    Due,
+    Idempotency,
+    Numbers,
+    Outcome,
+    Page,
+    Settled,
+    Sweep,
+    Waits,
+)
+from mail.batch_records import BatchRecords, Place
 from mail.errors import (
     FieldError,
     IdempotencyConflict,
@@ -29,97 +41,12 @@ from mail.errors import (
     WrongState,
 )
 from mail.kinds import AnyEmail, Email, Lane, parse
+from mail.mailing import Recipient
 from mail.records import Record, State, moment
 from mail.vault import Vault
 from mail.wire import Wire, nearly_full
 
 SCAN_LIMIT = 2_000
-
-Outcome = Literal["sent", "failed", "retry", "release"]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The outbox's periods and limits."""
-
-    lease: timedelta = timedelta(seconds=20)
-    first_look: timedelta = timedelta(seconds=10)
-    answer_within: timedelta = timedelta(seconds=1)
-    idempotency: timedelta = timedelta(hours=24)
-    retention: timedelta = timedelta(days=30)
-    recipient_hourly_limit: int = 5
-    death_limit: int = 5
-    death_pause: timedelta = timedelta(seconds=10)
-
-
-class Idempotency(NamedTuple):
-    """Who repeats and what they call it: keys of different callers never meet."""
-
-    scope: str
-    key: str
-
-
-class Accepted(NamedTuple):
-    """The answer to accepting: `replayed` when an earlier call with the same idempotency key took it in."""
-
-    id: str
-    state: State
-    replayed: bool = False
-
-
-class Claim(NamedTuple):
-    """The right to send one email, for as long as its lease is renewed. `valid_for`: from accepting to its end."""
-
-    id: str
-    token: str
-    kind: str
-    to: str
-    lane: Lane
-    attempts: int
-    payload: str
-    secret: str
-    valid_for: timedelta | None
-
-
-class Waits(NamedTuple):
-    """Not now; look again in `seconds`."""
-
-    state: State
-    seconds: int
-    reason: str
-
-
-class Settled(NamedTuple):
-    """How the email stands after an attempt. `stale` when another worker owned it by then."""
-
-    state: State | None
-    seconds: int = 0
-    stale: bool = False
-
-
-class Due(NamedTuple):
-    """One email that someone must look at now."""
-
-    id: str
-    kind: str
-    to: str
-
-
-class Sweep(NamedTuple):
-    """What a look at one lane found. Times are Redis milliseconds."""
-
-    now: int
-    held: bool
-    waiting: int
-    last_wake_up: int
-    due: Sequence[Due]
-
-
-class Page(NamedTuple):
-    """Some emails, newest first, and the cursor of the next page."""
-
-    items: Sequence[Record]
-    next: str | None
 
 
 class Outbox:
@@ -135,12 +62,13 @@ class Outbox:
         self.numbers = numbers or Numbers()
         self._vault = vault
         self._redis = client
-        self._wire = Wire(
+        self.wire = self._wire = Wire(
             client,
             prefix=prefix,
             answer_within=self.numbers.answer_within,
             gap=self.numbers.lease.total_seconds() / 4,
         )
+        self.batch_records = BatchRecords(self._wire)
         self._memory_checked = float("-inf")
 
     # Accepting
@@ -166,7 +94,7 @@ class Outbox:
         secrets = {name: getattr(email, name) for name in email.secret_fields()}
         payload = email.model_dump(mode="json", exclude={"kind", "to", *secrets}, exclude_none=True)
         with self._wire.answered():
-            self._refuse_when_full()
+            self.refuse_when_full()
         with self._wire.answered(email_id):
             reply = self._wire.run_in_time(
                 "accept",
@@ -180,7 +108,7 @@ class Outbox:
                 _ms(send_at),
                 _ms(expires_at),
                 _ms(email.valid_for),
-                _idempotency_key(idempotency),
+                idempotency.stored() if idempotency else "",
                 _fingerprint(email, send_at, expires_at),
                 _ms(self.numbers.idempotency),
                 self.numbers.recipient_hourly_limit if email.limited else 0,
@@ -221,8 +149,9 @@ class Outbox:
 
     # Delivering
 
-    def claim(self, email_id: str, token: str, worker: str) -> Claim | Waits | State:
-        """Ask for the right to send. A `State` means that the email has ended; `Waits` means later.
+    def claim(self, email_id: str, token: str, worker: str, permit: str = "") -> Claim | Waits | State:
+        """Ask for the right to send. A `State` means that the email has ended; `Waits` means later. `permit` names
+        the connection that it will be sent over; see permits.py.
 
         Raises:
             UnknownEmail: no such record.
@@ -237,11 +166,14 @@ class Outbox:
             int(self.may_take_over()),
             self.numbers.death_limit,
             _ms(self.numbers.death_pause),
+            permit,
+            *self.numbers.limits,
         )
         match reply:
-            case ["claimed", _, kind, to, payload, secret, attempts, lane, life]:
+            case ["claimed", _, kind, to, payload, secret, attempts, lane, life, batch, delay]:
                 valid_for = timedelta(milliseconds=int(life)) if life != "" else None
-                return Claim(email_id, token, kind, to, Lane(lane), int(attempts), payload, secret, valid_for)
+                given = (email_id, token, kind, to, Lane(lane), int(attempts), payload, secret, valid_for)
+                return Claim(*given, batch, delay / 1000)
             case ["wait", _, state, seconds, reason]:
                 return Waits(State(state), seconds, reason)
             case ["done", _, state]:
@@ -254,16 +186,24 @@ class Outbox:
         Raises:
             SecretLost: no key opens its secret.
             InvalidEmail: the record does not fit the kind any more.
+            UnknownBatch, redis.RedisError: what its batch shares cannot be read.
         """
+        if claim.batch:
+            return self.batch_records.mailing(claim.batch).email(Recipient.restored(json.loads(claim.payload)))
         fields = json.loads(claim.payload)
         if claim.secret:
             fields |= self._vault.open(claim.secret)
         return parse({"kind": claim.kind, "to": claim.to, **fields})
 
-    def renew(self, leases: Mapping[str, str]) -> set[str]:
-        """Extend leases, given as id → token. Answers with the ids whose lease is still ours."""
+    def renew(self, leases: Mapping[str, str], permits: Sequence[str] = ()) -> set[str]:
+        """Extend leases of emails and chunks, given as id → token, and permits for connections. Answers with the
+        ids whose lease is still ours."""
         pairs = [part for lease in leases.items() for part in lease]
-        return set(self._wire.run("renew", _ms(self.numbers.lease), *pairs)[1:])
+        return set(self._wire.run("renew", _ms(self.numbers.lease), len(permits), *permits, *pairs)[1:])
+
+    def release(self, permits: Sequence[str]) -> None:
+        """Give permits for connections back."""
+        self._wire.run("release", *permits)
 
     def settle(self, email_id: str, token: str, outcome: Outcome, **arguments: Any) -> Settled:
         """Write down how an attempt ended; scripts/settle.lua says what each outcome means.
@@ -280,7 +220,13 @@ class Outbox:
     def sweep(self, lane: Lane, room: int, node: str) -> Sweep:
         """Pick at most `room` emails of a lane that are due, and note that `node` serves the lane."""
         now, held, waiting, last_wake_up, *rest = self._wire.run(
-            "sweep", lane, room, _ms(self.numbers.first_look), node, _ms(timedelta(seconds=30))
+            "sweep",
+            lane,
+            room,
+            _ms(self.numbers.first_look),
+            node,
+            _ms(timedelta(seconds=30)),
+            *self.numbers.limits,
         )
         due = [Due(*rest[start : start + 3]) for start in range(0, len(rest), 3)]
         return Sweep(now, bool(held), waiting, last_wake_up, due)
@@ -331,7 +277,10 @@ class Outbox:
                 raise WrongState("the email's time has run out; send a new one")
             case ["erased", *_]:
                 raise WrongState("the email's secret was erased; send a new one")
-        raise UnknownEmail
+            case ["cancelled", *_]:
+                raise WrongState("its batch was cancelled; send a new one")
+        # A recipient of a batch without a record of its own is in no state for this, or there is none.
+        raise WrongState(f"an email that is {self.record(email_id).state} cannot be {verb}")
 
     # Reading
 
@@ -342,10 +291,17 @@ class Outbox:
             UnknownEmail, OutboxUnavailable
         """
         with self._wire.answered():
-            data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
-        if "state" not in data:
+            record = self._read(email_id)
+        if record is None:
             raise UnknownEmail
-        return Record.parse(email_id, data)
+        return record
+
+    def _read(self, email_id: str) -> Record | None:
+        data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
+        if "state" in data:
+            return Record.parse(email_id, data)
+        place = Place.of(email_id)
+        return self.batch_records.record(place) if place else None
 
     def list(
         self,
@@ -353,11 +309,13 @@ class Outbox:
         to: str | None = None,
         kind: str | None = None,
         state: State | None = None,
+        batch: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """Emails newest first. One call reads at most `SCAN_LIMIT` entries: a page may hold fewer than `limit`
-        emails and still have a next one.
+        """Emails newest first. Recipients of batches are among them when asked for by address, and with a record of
+        their own by state. One call reads at most `SCAN_LIMIT` entries: a page may hold fewer than `limit` emails
+        and still have a next one.
 
         Raises:
             InvalidEmail: the cursor is not one of ours.
@@ -372,9 +330,12 @@ class Outbox:
         after = _read_cursor(cursor)
         with self._wire.answered():
             for scanned, (email_id, created) in enumerate(self._newest(index, after), start=1):
-                data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
-                if "state" in data and kind in (None, data["kind"]) and state in (None, data["state"]):
-                    found.append(Record.parse(email_id, data))
+                record = self._read(email_id)
+                if record and all(
+                    wanted in (None, value)
+                    for wanted, value in ((kind, record.kind), (state, record.state), (batch, record.batch))
+                ):
+                    found.append(record)
                 if len(found) == limit or scanned == SCAN_LIMIT:
                     return Page(found, _cursor(created, email_id))
         return Page(found, None)
@@ -403,8 +364,8 @@ class Outbox:
         return self._wire.info()
 
     def lanes(self) -> Mapping[Lane, Mapping[str, Any]]:
-        """Per lane: how many emails are due, the age in seconds of the oldest, its worker nodes, and what holds
-        it back. Includes the account's own gate under each lane.
+        """Per lane: how many emails (of bulk: chunks of batches) are due, the age in seconds of the oldest, its worker
+        nodes, and what holds it back. Includes the account's own gate under each lane.
 
         Raises:
             redis.RedisError
@@ -415,13 +376,18 @@ class Outbox:
         return {lane: self._lane(lane, now, account) for lane in Lane}
 
     def _lane(self, lane: Lane, now: int, account: Mapping[str, str]) -> Mapping[str, Any]:
+        index = self._wire.key("due", lane)
+        sources = [index]
+        if lane is Lane.BULK:  # whose index holds batches, each with an index of its own
+            batches = cast("list[str]", self._redis.zrangebyscore(index, "-inf", now, 0, 1000))
+            sources = [self._wire.key("due", batch) for batch in batches]
+        due = sum(int(self._redis.zcount(source, "-inf", now)) for source in sources)
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zcount(self._wire.key("due", lane), "-inf", now)
-        pipe.zrange(self._wire.key("due", lane), 0, 0, withscores=True)
+        pipe.zrange(index, 0, 0, withscores=True)
         pipe.zcount(self._wire.key("nodes", lane), now - 30_000, "+inf")
         pipe.hgetall(self._wire.key("gate", lane))
         pipe.hgetall(self._wire.key("pace", lane))
-        due, oldest, nodes, gate, pace = pipe.execute()
+        oldest, nodes, gate, pace = pipe.execute()
         closed = account or gate
         return {
             "due": due,
@@ -439,7 +405,8 @@ class Outbox:
         """Around several reads of one request. Raises OutboxUnavailable."""
         return self._wire.answered()
 
-    def _refuse_when_full(self) -> None:
+    def refuse_when_full(self) -> None:
+        """Raises OutboxUnavailable while Redis has too little memory to take more in."""
         now = time.monotonic()
         if now - self._memory_checked < 1:
             return
@@ -461,12 +428,6 @@ def _ms(value: datetime | timedelta | None) -> int:
 def _fingerprint(email: Email, *times: datetime | None) -> str:
     content = [email.model_dump(mode="json"), *(_ms(moment) for moment in times)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _idempotency_key(idempotency: Idempotency | None) -> str:
-    if idempotency is None:
-        return ""
-    return f"{idempotency.scope}:{hashlib.sha256(idempotency.key.encode()).hexdigest()}"
 
 
 def _cursor(created: int, email_id: str) -> str:

@@ -1,15 +1,16 @@
 """What this installation allows in an email, beyond what every kind demands of its fields."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
+from typing import Any
 
 from mail.bodies import sanitise
 from mail.errors import FieldError, InvalidEmail
 from mail.fields import WebAddress, host_of, is_visible
-from mail.kinds import AnyEmail, CustomEmail
+from mail.kinds import AnyEmail, CustomEmail, Email
 
 # What mail programs turn into a link in plain text: not the full stop at the end of a sentence. A run of scheme
 # characters is tried from its start only: tried from each of them, half a megabyte takes minutes.
@@ -39,36 +40,42 @@ class Policy:
         """Raises:
         InvalidEmail: names each field and the rule it breaks.
         """
-        errors = [*self._recipient(email), *self._fields(email)]
+        errors = [*self.recipient_faults(email.to), *self.field_faults(type(email), dict(email))]
         if isinstance(email, CustomEmail):
             errors += self._content(email)
         if errors:
             raise InvalidEmail(errors)
 
-    def _recipient(self, email: AnyEmail) -> Iterator[FieldError]:
-        if email.to.endswith((".test", "@test")) and not self.test_domains:
+    def recipient_faults(self, to: str) -> Iterator[FieldError]:
+        """What speaks against mail to this address."""
+        if to.endswith((".test", "@test")) and not self.test_domains:
             yield FieldError("to", "addresses under .test are accepted in development only")
 
-    def _fields(self, email: AnyEmail) -> Iterator[FieldError]:
-        for name, field in type(email).model_fields.items():
-            is_link = any(isinstance(mark, WebAddress) for mark in field.metadata)
-            if is_link and not self._allows(getattr(email, name)):
+    def field_faults(self, kind: type[Email], values: Mapping[str, Any]) -> Iterator[FieldError]:
+        """What speaks against these of the fields of a kind."""
+        for name, field in kind.model_fields.items():
+            is_link = name in values and any(isinstance(mark, WebAddress) for mark in field.metadata)
+            if is_link and not self._allows(values[name]):
                 yield FieldError(name, f"must point to one of: {', '.join(self.link_hosts)}")
 
+    def content_faults(self, field: str, links: Iterable[str]) -> Iterator[FieldError]:
+        """What speaks against the links in a field of free content."""
+        if not all(self._allows(link) for link in links):
+            yield FieldError(field, f"every link must point to one of: {', '.join(self.link_hosts)}")
+
     def _content(self, email: CustomEmail) -> Iterator[FieldError]:
-        links = {"subject": _links(email.subject), "text": _links(email.text or "")}
+        links = {"subject": links_in(email.subject), "text": links_in(email.text or "")}
         if email.html is not None:
             try:
-                page = _Page(sanitise(email.html))
+                page = Page(sanitise(email.html))
             except InvalidEmail as error:
                 yield from error.errors
             else:
                 links["html"] = page.links
                 if not page.shows_something:
-                    yield FieldError("html", "must show a text or a picture; scripts and the like are taken out")
+                    yield SHOWS_NOTHING
         for name, found in links.items():
-            if not all(self._allows(link) for link in found):
-                yield FieldError(name, f"every link must point to one of: {', '.join(self.link_hosts)}")
+            yield from self.content_faults(name, found)
 
     def _allows(self, link: str) -> bool:
         if not self.link_hosts or link.lower().startswith("mailto:"):
@@ -86,36 +93,46 @@ class Policy:
         return tuple(f".{host_of(f'https://{host}') or host}" for host in hosts)
 
 
-def _links(text: str) -> list[str]:
+SHOWS_NOTHING = FieldError("html", "must show a text or a picture; scripts and the like are taken out")
+
+
+def links_in(text: str) -> list[str]:
+    """What mail programs make a link of in a plain text."""
     return [link if "://" in link else f"https://{link}" for link in _LINK_IN_TEXT.findall(text)]
 
 
-class _Page(HTMLParser):
-    """What a reader of sanitised HTML can click and see."""
+class Page(HTMLParser):
+    """What a reader of sanitised HTML can click and see.
+
+    `targets`: where links and pictures point, each with its attribute (`href`, `src`); `alternatives`: what stands
+    for a picture; `words`: the text, with the alternatives in brackets.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self._targets: list[str] = []
+        self.targets: list[tuple[str, str]] = []
+        self.alternatives: list[str] = []
         self._words: list[str] = []
         self._has_picture = False
         self.feed(html)
         self.close()
-        self._text = "".join(self._words)
+        self.words = "".join(self._words)
 
     @property
     def links(self) -> list[str]:
-        return self._targets + _links(self._text)
+        return [target for _, target in self.targets] + links_in(self.words)
 
     @property
     def shows_something(self) -> bool:
-        return self._has_picture or is_visible(self._text)
+        return self._has_picture or is_visible(self.words)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._part(tag)
         given = {name: value or "" for name, value in attrs}
-        self._targets += [given[name] for name in ("href", "src") if name in given]
+        self.targets += [(name, given[name]) for name in ("href", "src") if name in given]
         self._has_picture |= tag == "img" and "src" in given
         if given.get("alt"):
+            self.alternatives.append(given["alt"])
             self._words.append(f"[{given['alt']}]")
 
     def handle_endtag(self, tag: str) -> None:

@@ -56,7 +56,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Record:
-    """One email as the outbox has it. Secret fields are not in it; `fields` shows `***` in their place."""
+    """One email as the outbox has it. Secret fields are not in it; `fields` shows `***` in their place.
+
+    `batch` names the batch it belongs to; then `fields` has what is this recipient's own.
+    """
 
     id: str
     kind: str
@@ -75,15 +78,22 @@ class Record:
     smtp_reply: str | None
     error: str | None
     possible_duplicate: bool
+    batch: str | None
     timeline: Sequence[Change]
 
     @classmethod
     def parse(cls, email_id: str, data: Mapping[str, str]) -> "Record":
         """Read a record from its Redis hash."""
+        batch = data.get("batch")
         fields = json.loads(data["payload"])
+        if batch is not None:
+            fields = _own_fields(*fields)
         kind = KINDS.get(data["kind"])
         for name in kind.secret_fields() if kind else ():
             fields[name] = "***"
+        log = [json.loads(line) for line in data["log"].split("\n") if line]
+        if batch is not None:
+            log.insert(0, {"at": data["created"], "state": State.QUEUED})
         state = State(data["state"])
         waits = state in (State.RETRYING, State.SCHEDULED)
         return cls(
@@ -104,13 +114,19 @@ class Record:
             smtp_reply=data.get("reply"),
             error=data.get("error"),
             possible_duplicate="duplicate" in data,
-            timeline=tuple(_change(json.loads(line)) for line in data["log"].split("\n")),
+            batch=batch,
+            timeline=tuple(_change(entry) for entry in log),
         )
 
 
 def moment(milliseconds: str | float) -> datetime:
     """Milliseconds of Redis time as an aware datetime."""
     return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+
+
+def _own_fields(_: str, name: str | None = None, data: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The fields that belong to one recipient of a batch, from the form in which it is stored."""
+    return {**({} if name is None else {"name": name}), **(data or {})}
 
 
 def _moment(milliseconds: str | float | None) -> datetime | None:

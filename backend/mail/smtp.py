@@ -55,6 +55,14 @@ class SmtpTransport:
                     raise
         return self._send_over(self._connect(), envelope, message)
 
+    def trim(self, count: int) -> None:
+        """Closes idle connections but for `count`."""
+        with self._lock:
+            surplus = self._idle[: max(0, len(self._idle) - count)]
+            del self._idle[: len(surplus)]
+        for session in surplus:
+            session.quit()
+
     def close(self) -> None:
         """Closes the idle connections; one in use is closed when its mail is done, and none is kept any more."""
         with self._lock:

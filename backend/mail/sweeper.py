@@ -8,10 +8,11 @@ from typing import Protocol
 
 import redis
 
-from mail.delivery import Courier
+from mail.answers import Due
+from mail.batches import Batches
 from mail.kinds import Lane
 from mail.leases import LeaseKeeper
-from mail.outbox import Due, Outbox
+from mail.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,12 @@ class WakeUps(Protocol):
         ...
 
 
+class Woken(Protocol):
+    """A courier, of which the sweep wants to know when it was last woken."""
+
+    last_wake_up: float
+
+
 class Sweeper:
     """Publishes a wake-up for whatever is due, but never more than the lane can take; removes old records.
 
@@ -42,8 +49,9 @@ class Sweeper:
     def __init__(
         self,
         outbox: Outbox,
+        batches: Batches,
         wake_ups: WakeUps,
-        courier: Courier,
+        couriers: Sequence[Woken],
         leases: LeaseKeeper,
         *,
         lanes: Sequence[Lane],
@@ -53,8 +61,9 @@ class Sweeper:
         on_deaf: Callable[[], None],
     ) -> None:
         self._outbox = outbox
+        self._batches = batches
         self._wake_ups = wake_ups
-        self._courier = courier
+        self._couriers = couriers
         self._leases = leases
         self._lanes = lanes
         self._node = node
@@ -84,6 +93,8 @@ class Sweeper:
         while not self._stop.wait(pause):
             more = [self._outbox_call(self._sweep, lane) for lane in self._lanes]
             pause = BUSY_TICK if any(more) else self._tick
+            if Lane.BULK in self._lanes:
+                self._outbox_call(self._batches.tend)
             if time.monotonic() - self._cleaned_at > CLEAN_EVERY:
                 self._outbox_call(self._clean)
 
@@ -113,7 +124,8 @@ class Sweeper:
     def _watch(self, lane: Lane, *, owed: bool, woken: float) -> None:
         now = time.monotonic()
         since = self._owed_since.get(lane)
-        if since is not None and (self._leases.count or now - woken > since or self._courier.last_wake_up > since):
+        seen = max(now - woken, *(courier.last_wake_up for courier in self._couriers))
+        if since is not None and (self._leases.count or seen > since):
             del self._owed_since[lane]
             since = None
         if owed and since is None:
@@ -126,5 +138,6 @@ class Sweeper:
         removed, kept = self._outbox.clean(self._skip)
         # Old emails that are still alive stay at the head of the index; step over them next time.
         self._skip = self._skip + kept if removed + kept else 0
-        if not removed:
+        erased = self._batches.clean()
+        if not removed and not erased:
             self._cleaned_at = time.monotonic()

@@ -1,9 +1,11 @@
-"""One thin Celery task per kind: wake the courier, and tell Celery the truth about the outcome.
+"""One thin Celery task per kind, and one for chunks of batches: wake a courier, and tell Celery the truth.
 
-A task's argument is the email id and its task id is the same; content, state and schedule are in the outbox.
+A task's argument is the id of an email or a chunk, and its task id is the same; content, state and schedule are in
+the outbox.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import redis
@@ -23,9 +25,9 @@ from mail.kinds import (
     PasswordResetEmail,
     WelcomeEmail,
 )
-from mail.records import CELERY_STATUS
-from utils.composition import get_courier
-from utils.wake_ups import task_name
+from mail.records import CELERY_STATUS, State
+from utils.composition import get_bulk_courier, get_courier
+from utils.wake_ups import CHUNK_TASK, task_name
 
 _ADDRESS = re.compile(r"[^\s<>()\"',;:]+@[\w.-]+")
 
@@ -41,14 +43,14 @@ class EmailWaits(Exception):
 def _sends(kind: type[Email]) -> "Task[Any, Any]":
     @app.task(name=task_name(kind.name_of_kind()), bind=True, throws=(EmailFailed,))
     def task(self: "Task[Any, Any]", email_id: str) -> str:
-        return _wake(self, email_id)
+        return _wake(self, get_courier().wake, email_id)
 
     return task
 
 
-def _wake(task: "Task[Any, Any]", email_id: str) -> str:
+def _wake(task: "Task[Any, Any]", wake: Callable[..., Ended], id_: str) -> str:
     try:
-        ended = get_courier().wake(email_id, worker=task.request.hostname or "")
+        ended = wake(id_, worker=task.request.hostname or "")
     except UnknownEmail:
         return "unknown: no such email in the outbox"
     except redis.RedisError as error:
@@ -56,7 +58,7 @@ def _wake(task: "Task[Any, Any]", email_id: str) -> str:
         raise Retry(exc=EmailWaits(f"Redis does not answer: {type(error).__name__}")) from None
     status = CELERY_STATUS[ended.state]
     if status == "SUCCESS":
-        return ended.state
+        return ended.detail if ended.state is State.SENT and task.name == CHUNK_TASK else ended.state
     if status == "FAILURE":
         raise EmailFailed(_masked(ended))
     if status == "REVOKED":
@@ -81,3 +83,9 @@ send_email_verification_task = _sends(EmailVerificationEmail)
 send_course_enrollment_email_task = _sends(CourseEnrollmentEmail)
 send_certificate_email_task = _sends(CertificateEmail)
 send_custom_email_task = _sends(CustomEmail)
+
+
+@app.task(name=CHUNK_TASK, bind=True)
+def send_bulk_chunk_task(self: "Task[Any, Any]", chunk_id: str) -> str:
+    """Send to the recipients of one chunk of a batch (`batch-…:7`). How each mail ended is in its own record."""
+    return _wake(self, get_bulk_courier().wake, chunk_id)

@@ -3,14 +3,22 @@
 import os
 from typing import Any
 
-from celery.signals import worker_ready, worker_shutdown
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 from celery.worker.control import control_command
 
 from mail.errors import EmailError
 from mail.kinds import Lane
 from mail.sweeper import Sweeper
 from settings import get_settings
-from utils.composition import close, get_courier, get_leases, get_wake_ups, get_worker_outbox
+from utils.composition import (
+    close,
+    get_bulk_courier,
+    get_courier,
+    get_leases,
+    get_wake_ups,
+    get_worker_batches,
+    get_worker_outbox,
+)
 
 EX_SOFTWARE = 70  # sysexits.h; any non-zero code makes the supervisor start the node anew
 
@@ -23,8 +31,9 @@ def _start(sender: Any, **_: object) -> None:
     lanes = [Lane(name) for name in sender.app.amqp.queues.consume_from if name in set(Lane)]
     sweeper = Sweeper(
         get_worker_outbox(),
+        get_worker_batches(),
         get_wake_ups(),
-        get_courier(),
+        [get_courier(), get_bulk_courier()],
         get_leases(),
         lanes=lanes,
         node=sender.hostname,
@@ -35,6 +44,12 @@ def _start(sender: Any, **_: object) -> None:
     )
     sweeper.start()
     _sweepers.append(sweeper)
+
+
+@worker_shutting_down.connect
+def _begin_to_stop(**_: object) -> None:
+    # Celery waits for its tasks, and a chunk is a hundred mails: let each end with the few it has in hand.
+    get_bulk_courier().stop()
 
 
 @worker_shutdown.connect

@@ -12,11 +12,16 @@ from cryptography.fernet import Fernet
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mail.answers import Numbers
+from mail.batches import Batches
 from mail.brand import Brand
+from mail.bulk import BulkCourier
+from mail.chunks import Chunks
 from mail.delivery import Courier, RetryPolicy
 from mail.leases import LeaseKeeper
 from mail.message import Sender
-from mail.outbox import Numbers, Outbox
+from mail.outbox import Outbox
+from mail.permits import Permits
 from mail.policy import Policy
 from mail.rendering import Renderer
 from mail.smtp import Security, SmtpConfig, SmtpTransport
@@ -123,6 +128,9 @@ def _outbox(timeout: float) -> Outbox:
             lease=settings.lease,
             retention=settings.retention,
             recipient_hourly_limit=settings.recipient_hourly_limit,
+            max_per_second=settings.smtp_max_per_second or 0,
+            max_per_day=settings.smtp_max_per_day or 0,
+            max_connections=settings.smtp_max_connections or 0,
         ),
     )
 
@@ -152,19 +160,48 @@ def get_wake_ups() -> "CeleryWakeUps":
 
 
 @lru_cache(maxsize=1)
+def get_batches() -> Batches:
+    """The batches, for a process that accepts."""
+    return Batches(get_outbox())
+
+
+@lru_cache(maxsize=1)
+def get_worker_batches() -> Batches:
+    """The batches, for a worker node."""
+    return Batches(get_worker_outbox())
+
+
+@lru_cache(maxsize=1)
+def get_permits() -> Permits:
+    """The permits for connections of this worker process."""
+    return Permits(limited=get_settings().smtp_max_connections is not None, trim=get_service().trim)
+
+
+@lru_cache(maxsize=1)
 def get_leases() -> LeaseKeeper:
     """The leases of this worker process."""
-    return LeaseKeeper(get_worker_outbox())
+    return LeaseKeeper(get_worker_outbox(), get_permits())
+
+
+def get_retry_policy() -> RetryPolicy:
+    """When a mail is tried again."""
+    settings = get_settings()
+    return RetryPolicy(
+        base=settings.retry_base_seconds, maximum=settings.retry_max_seconds, attempts=settings.retry_attempts
+    )
 
 
 @lru_cache(maxsize=1)
 def get_courier() -> Courier:
-    """Delivers from the outbox, in worker nodes."""
-    settings = get_settings()
-    policy = RetryPolicy(
-        base=settings.retry_base_seconds, maximum=settings.retry_max_seconds, attempts=settings.retry_attempts
-    )
-    return Courier(get_worker_outbox(), get_service().deliver, get_leases(), policy)
+    """Delivers single emails from the outbox, in worker nodes."""
+    return Courier(get_worker_outbox(), get_service().deliver, get_leases(), get_permits(), get_retry_policy())
+
+
+@lru_cache(maxsize=1)
+def get_bulk_courier() -> BulkCourier:
+    """Delivers chunks of batches, in worker nodes."""
+    chunks = Chunks(get_worker_outbox())
+    return BulkCourier(chunks, get_service().deliver_many, get_leases(), get_permits(), get_retry_policy())
 
 
 def close() -> None:

@@ -2,6 +2,7 @@
 
     send_x_sync(...)         blocks until the SMTP server has answered  → Delivery
     await send_x(...)        the same in a thread                       → Delivery
+    send_bulk_email_sync(...), await send_bulk_email(...)               → list of Delivery and NotDelivered
     send_x_async(...)        queues and returns at once                 → email id   (utils/email_async.py)
 
 Every form takes the fields of its kind: `to` is one address; names have 1 to 100 characters; URLs begin with
@@ -13,8 +14,13 @@ tried once and leaves no record; what must not be lost goes through utils.email_
 """
 
 import asyncio
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from mail.delivery import Delivery
+from mail.check import Check
+from mail.delivery import Delivery, NotDelivered
+from mail.errors import FieldError, InvalidEmail, ServerBusy, ServerRefuses, ServerUnavailable
 from mail.kinds import (
     AnyEmail,
     CertificateEmail,
@@ -25,13 +31,19 @@ from mail.kinds import (
     WelcomeEmail,
     new,
 )
+from mail.mailing import Mailing, Recipient
 from utils.composition import get_policy, get_service
 from utils.service import EmailService
+
+MAX_FAULTS = 20  # more nobody reads
 
 __all__ = [
     "Delivery",
     "EmailService",
+    "NotDelivered",
     "send",
+    "send_bulk_email",
+    "send_bulk_email_sync",
     "send_certificate_email",
     "send_certificate_email_sync",
     "send_course_enrollment_email",
@@ -241,3 +253,75 @@ async def send_custom_email(
     """Send a subject and a body of your own: `html` (sanitised), `text`, or both. Never compiled as a template."""
     email = new(CustomEmail, to=to, subject=subject, html=html, text=text, reply_to=reply_to, from_name=from_name)
     return await send(email)
+
+
+def send_bulk_email_sync(
+    recipients: Iterable[str | Mapping[str, Any]],
+    subject: str,
+    html: str | None = None,
+    text: str | None = None,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> list[Delivery | NotDelivered]:
+    """Send one mail to each of several recipients now, one after the other, and say what became of each.
+
+    A recipient is an address or `{"to", "name", "data"}`; `{{ name }}` and `{{ key }}` in subject, html and text
+    stand for its name and its data. The same address twice gets one mail. Everything is checked before the first
+    mail leaves. A recipient who is refused stops nobody; when the server cannot be reached, is busy or refuses us,
+    the rest is not tried, and has the same error.
+
+    Raises:
+        InvalidEmail: nothing was sent; fields such as `recipients.3.data.grade`.
+    """
+    given = {"subject": subject, "html": html, "text": text, "reply_to": reply_to, "from_name": from_name}
+    mailing = Mailing.parse(given)
+    service = get_service()
+    check = Check(mailing, get_policy(), service.prepare(mailing))
+    check.mailing()
+    mails = [(str(uuid.uuid4()), recipient) for recipient in _checked(recipients, check)]
+    results: list[Delivery | NotDelivered] = []
+    for result in service.deliver_many(mailing, mails):
+        results.append(result)
+        if isinstance(result, NotDelivered) and isinstance(
+            result.error, ServerUnavailable | ServerBusy | ServerRefuses
+        ):
+            rest = mails[len(results) :]
+            return results + [NotDelivered(email_id, one.to, result.error) for email_id, one in rest]
+    return results
+
+
+async def send_bulk_email(
+    recipients: Iterable[str | Mapping[str, Any]],
+    subject: str,
+    html: str | None = None,
+    text: str | None = None,
+    *,
+    reply_to: str | None = None,
+    from_name: str | None = None,
+) -> list[Delivery | NotDelivered]:
+    """Send one mail to each of several recipients without blocking the event loop; see `send_bulk_email_sync`."""
+    return await asyncio.to_thread(
+        send_bulk_email_sync, recipients, subject, html, text, reply_to=reply_to, from_name=from_name
+    )
+
+
+def _checked(recipients: Iterable[object], check: Check) -> list[Recipient]:
+    errors: list[FieldError] = []
+    people: dict[str, Recipient] = {}
+    for position, raw in enumerate(recipients):
+        try:
+            recipient = check.recipient(raw)
+        except InvalidEmail as error:
+            for fault in error.errors:
+                path = f"recipients.{position}" + ("" if fault.field == "body" else f".{fault.field}")
+                errors.append(FieldError(path, fault.message))
+            if len(errors) >= MAX_FAULTS:
+                break
+        else:
+            people.setdefault(recipient.to.casefold(), recipient)
+    if not people and not errors:
+        errors.append(FieldError("recipients", "at least one recipient is required"))
+    if errors:
+        raise InvalidEmail(errors)
+    return list(people.values())

@@ -15,12 +15,19 @@ Beside the fields of its kind (see utils/email.py) every form takes
 and raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyConflict, or OutboxUnavailable.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
 
 from typing_extensions import TypedDict  # pydantic cannot read the one of typing before Python 3.12
 
+from mail.answers import Accepted, Due, Idempotency
+from mail.batch_records import is_batch_id
+from mail.batches import BATCH_STATUS, MISSED
+from mail.check import Check
 from mail.errors import FieldError, InvalidEmail, UnknownEmail
+from mail.intake import Intake, OnUnknown, read_terms
 from mail.kinds import (
     AnyEmail,
     CertificateEmail,
@@ -31,14 +38,17 @@ from mail.kinds import (
     WelcomeEmail,
     new,
 )
-from mail.outbox import Accepted, Due, Idempotency
+from mail.mailing import Mailing
 from mail.records import CELERY_STATUS, State
-from utils.composition import get_outbox, get_policy, get_wake_ups
+from settings import get_settings
+from utils.composition import get_batches, get_outbox, get_policy, get_service, get_wake_ups
 
 __all__ = [
     "TaskStatus",
     "enqueue",
     "get_task_status",
+    "open_batch",
+    "send_bulk_emails_async",
     "send_certificate_email_async",
     "send_course_enrollment_email_async",
     "send_custom_email_async",
@@ -72,9 +82,7 @@ def enqueue(
     """Keep an email of any kind in the outbox and wake a worker. `scope` names the caller: idempotency keys of
     different callers never meet."""
     get_policy().check(email)
-    errors = [*_time_faults(send_at=send_at, expires_at=expires_at)]
-    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
-        errors.append(FieldError("idempotency_key", f"must have 1 to {MAX_IDEMPOTENCY_KEY} characters"))
+    errors = [*_time_faults(send_at=send_at, expires_at=expires_at), *_key_faults(idempotency_key)]
     if errors:
         raise InvalidEmail(errors)
     accepted = get_outbox().accept(
@@ -88,6 +96,11 @@ def enqueue(
     return accepted
 
 
+def _key_faults(idempotency_key: str | None) -> Iterator[FieldError]:
+    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
+        yield FieldError("idempotency_key", f"must have 1 to {MAX_IDEMPOTENCY_KEY} characters")
+
+
 def _time_faults(**times: datetime | None) -> Iterator[FieldError]:
     for name, value in times.items():
         if value is None:
@@ -99,12 +112,92 @@ def _time_faults(**times: datetime | None) -> Iterator[FieldError]:
             yield FieldError(name, "must lie between the years 1970 and 9999")
 
 
+def open_batch(
+    head: Mapping[str, Any],
+    *,
+    idempotency_key: str | None = None,
+    scope: str = "python",
+    limit: int | None = None,
+) -> Intake:
+    """Begin to take a batch in: hand recipients to the Intake's `take`, then call `finish`; `discard` on any error.
+
+    Args:
+        head: everything but the recipients: `subject` with `html` and/or `text`, which may hold `{{ placeholders }}`,
+            or `kind` and its shared fields; `reply_to`, `from_name`; `course_id`; `send_at`, `expires_at` (aware
+            datetimes or ISO 8601); `on_unknown`: what to do with a mail of which nobody can tell whether it
+            arrived, `hold` (the default) or `resend`.
+        limit: the most recipients; by default BATCH_STREAM_MAX_RECIPIENTS.
+
+    Raises:
+        InvalidEmail, BatchBeingAccepted, OutboxUnavailable
+    """
+    shared = dict(head)
+    terms = read_terms(shared)
+    errors = [*_time_faults(send_at=terms.send_at, expires_at=terms.expires_at), *_key_faults(idempotency_key)]
+    if errors:
+        raise InvalidEmail(errors)
+    mailing = Mailing.parse(shared)
+    check = Check(mailing, get_policy(), get_service().prepare(mailing))
+    check.mailing()
+    return Intake(
+        get_outbox(),
+        get_batches(),
+        mailing,
+        check,
+        terms,
+        limit=limit or get_settings().batch_stream_max_recipients,
+        idempotency=Idempotency(scope, idempotency_key) if idempotency_key is not None else None,
+    )
+
+
+def send_bulk_emails_async(
+    recipients: Iterable[str | Mapping[str, Any]],
+    subject: str,
+    html: str | None = None,
+    text: str | None = None,
+    *,
+    course_id: str | None = None,
+    on_unknown: OnUnknown = "hold",
+    reply_to: str | None = None,
+    from_name: str | None = None,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+) -> str:
+    """Queue one mail to each of many recipients, all of them or none; returns the batch id.
+
+    A recipient is an address or `{"to", "name", "data"}`; `{{ name }}` and `{{ key }}` in subject, html and text
+    stand for its name and its data. The same address twice gets one mail. `recipients` may be a generator.
+    """
+    given = {
+        "subject": subject,
+        "html": html,
+        "text": text,
+        "course_id": course_id,
+        "reply_to": reply_to,
+        "from_name": from_name,
+        "send_at": send_at,
+        "expires_at": expires_at,
+    }
+    head = {name: value for name, value in given.items() if value is not None} | {"on_unknown": on_unknown}
+    intake = open_batch(head, idempotency_key=idempotency_key)
+    try:
+        rest = iter(recipients)
+        while part := list(islice(rest, 200)):
+            intake.take(part)
+        return intake.finish().id
+    finally:
+        intake.discard()
+
+
 def get_task_status(task_id: str) -> TaskStatus:
-    """Where an email is in its life; `UNKNOWN` for an id that was never accepted.
+    """Where an email or a batch is in its life; `UNKNOWN` for an id that was never accepted.
 
     Raises:
         OutboxUnavailable: Redis does not answer.
     """
+    if is_batch_id(task_id):
+        return _batch_status(task_id)
     try:
         record = get_outbox().record(task_id)
     except UnknownEmail:
@@ -115,6 +208,21 @@ def get_task_status(task_id: str) -> TaskStatus:
         state=record.state.value,
         attempts=record.attempts,
         error=record.error,
+    )
+
+
+def _batch_status(batch_id: str) -> TaskStatus:
+    try:
+        batch = get_batches().batch(batch_id)
+    except UnknownEmail:
+        return TaskStatus(task_id=batch_id, status="UNKNOWN", state=None, attempts=0, error=None)
+    missed = sum(count for state, count in batch.counts.items() if state in MISSED)
+    return TaskStatus(
+        task_id=batch_id,
+        status=BATCH_STATUS[batch.state],
+        state=batch.state.value,
+        attempts=0,
+        error=f"{missed} of {batch.total} ended without being sent" if missed else None,
     )
 
 

@@ -1,15 +1,22 @@
 """The one way from an email to the SMTP server, for every caller: direct forms, requests that wait, workers."""
 
+import logging
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from mail.delivery import Delivery
+from mail.delivery import Delivery, NotDelivered
 from mail.errors import DeliveryError
 from mail.kinds import AnyEmail
+from mail.mailing import Mailing, Recipient
 from mail.message import Sender, build
 from mail.records import State
-from mail.rendering import Renderer
+from mail.rendering import Prepared, Rendered, Renderer
 from mail.smtp import Envelope, SmtpTransport
+
+KEPT_MAILINGS = 4
+
+logger = logging.getLogger(__name__)
 
 
 class EmailService:
@@ -19,6 +26,7 @@ class EmailService:
         self._renderer = renderer
         self._transport = transport
         self._sender = sender
+        self._prepared: tuple[Prepared, ...] = ()  # replaced, never changed: threads share it
 
     def deliver(
         self, email: AnyEmail, *, email_id: str | None = None, valid_for: timedelta | None = None
@@ -33,31 +41,112 @@ class EmailService:
         Raises:
             DeliveryError: the server refused it or could not be reached; see mail/errors.py for the tree.
         """
-        email_id = email_id or str(uuid.uuid4())
-        message = build(
-            self._renderer.render(email, valid_for=valid_for),
-            email_id=email_id,
-            to=email.to,
-            sender=self._sender,
-            date=datetime.now(UTC),
-            reply_to=email.reply_to,
-            from_name=email.from_name,
-        )
         try:
-            reply = self._transport.send(Envelope(message.sender, message.recipient, message.smtputf8), message.data)
+            return self._send(
+                self._renderer.render(email, valid_for=valid_for),
+                email_id or str(uuid.uuid4()),
+                to=email.to,
+                kind=email.kind,
+                reply_to=email.reply_to,
+                from_name=email.from_name,
+                scrub=email.scrub,
+            )
         except DeliveryError as error:
             # A content filter may quote the mail it refuses, secrets included.
             raise error.reworded(email.scrub) from None
+
+    def prepare(self, mailing: Mailing) -> Prepared:
+        """What recipients share, rendered once. Kept for the mailings used last, unless templates may change.
+
+        Raises:
+            jinja2.TemplateError: a template is wrong.
+        """
+        if self._renderer.auto_reload:
+            return self._renderer.prepare(mailing)
+        for prepared in self._prepared:
+            if prepared.mailing == mailing:
+                return prepared
+        prepared = self._renderer.prepare(mailing)
+        self._prepared = (prepared, *self._prepared[: KEPT_MAILINGS - 1])
+        return prepared
+
+    def deliver_many(
+        self,
+        mailing: Mailing,
+        recipients: Iterable[tuple[str, Recipient]],
+        *,
+        pace: Callable[[], None] | None = None,
+    ) -> Iterator[Delivery | NotDelivered]:
+        """Send a mailing to several recipients, one after the other, over one connection. None stops the others.
+
+        What became of each mail is yielded as soon as it is known. An error of the server itself (ServerUnavailable,
+        ServerBusy, ServerRefuses) is yielded too: the next mail will hardly fare better, so stop iterating.
+
+        Args:
+            mailing: what they share.
+            recipients: pairs of email id and recipient, each valid for this mailing.
+            pace: called before each mail is sent; it may wait, and what it raises ends the sending.
+        """
+        prepared = None
+        for email_id, recipient in recipients:
+            try:
+                prepared = prepared or self.prepare(mailing)
+                rendered = prepared.render(recipient)
+            except Exception as error:
+                logger.exception("email %s could not be prepared", email_id)
+                yield NotDelivered(email_id, recipient.to, error)
+                continue
+            if pace is not None:
+                pace()
+            done: Delivery | NotDelivered
+            try:
+                done = self._send(
+                    rendered,
+                    email_id,
+                    to=recipient.to,
+                    kind=mailing.kind,
+                    reply_to=mailing.fields.get("reply_to"),
+                    from_name=mailing.fields.get("from_name"),
+                )
+            except DeliveryError as error:
+                done = NotDelivered(email_id, recipient.to, error)
+            yield done
+
+    def _send(
+        self,
+        rendered: Rendered,
+        email_id: str,
+        *,
+        to: str,
+        kind: str,
+        reply_to: str | None,
+        from_name: str | None,
+        scrub: Callable[[str], str] = str,
+    ) -> Delivery:
+        message = build(
+            rendered,
+            email_id=email_id,
+            to=to,
+            sender=self._sender,
+            date=datetime.now(UTC),
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+        reply = self._transport.send(Envelope(message.sender, message.recipient, message.smtputf8), message.data)
         return Delivery(
             id=email_id,
-            to=email.to,
-            kind=email.kind,
+            to=to,
+            kind=kind,
             state=State.SENT,
             message_id=message.message_id,
             smtp_code=reply.code,
-            smtp_reply=email.scrub(reply.text),
+            smtp_reply=scrub(reply.text),
             sent_at=datetime.now(UTC),
         )
+
+    def trim(self, count: int) -> None:
+        """Close idle SMTP connections but for `count`."""
+        self._transport.trim(count)
 
     def close(self) -> None:
         """Close idle SMTP connections."""

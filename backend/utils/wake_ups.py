@@ -8,15 +8,20 @@ import redis
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
+from mail.answers import Due
 from mail.fields import mask_address
 from mail.kinds import KINDS, Lane
-from mail.outbox import Due
 
 logger = logging.getLogger(__name__)
 
+CHUNK_KIND = "bulk_chunk"  # as scripts/sweep.lua calls it
+CHUNK_TASK = "tasks.email_tasks.send_bulk_chunk_task"
+
 
 def task_name(kind: str) -> str:
-    """The Celery task that sends emails of this kind."""
+    """The Celery task that sends emails of this kind, or chunks of batches."""
+    if kind == CHUNK_KIND:
+        return CHUNK_TASK
     return f"tasks.email_tasks.send_{KINDS[kind].noun()}_task"
 
 
@@ -36,7 +41,7 @@ class CeleryWakeUps:
 
     def publish(self, lane: Lane, due: Due) -> bool:
         """Wake a worker up for one email; False when the broker did not take it in time. Never raises."""
-        if due.kind not in KINDS:
+        if due.kind not in KINDS and due.kind != CHUNK_KIND:
             # Written by a newer version, or its kind was removed: it waits for a worker that knows it.
             logger.warning("email %s is of an unknown kind and waits: %s", due.id, due.kind)
             return True
@@ -61,7 +66,7 @@ class CeleryWakeUps:
             task_id=due.id,
             queue=lane,
             # What Flower and the worker's log show.
-            argsrepr=f"('{due.id}', '{mask_address(due.to)}')",
+            argsrepr=f"('{due.id}', '{mask_address(due.to)}')" if due.to else f"('{due.id}',)",
             kwargsrepr="{}",
             ignore_result=True,
             retry=False,

@@ -9,6 +9,7 @@ import pytest
 import redis
 from cryptography.fernet import Fernet
 
+from mail.answers import Claim, Idempotency, Numbers, Waits
 from mail.errors import (
     IdempotencyConflict,
     InvalidEmail,
@@ -18,7 +19,7 @@ from mail.errors import (
     WrongState,
 )
 from mail.kinds import CertificateEmail, CustomEmail, Lane, PasswordResetEmail, WelcomeEmail
-from mail.outbox import Claim, Idempotency, Numbers, Outbox, Waits
+from mail.outbox import Outbox
 from mail.records import State
 from mail.vault import SecretLost, Vault
 from mail.wire import nearly_full, refuse_unfit
@@ -501,17 +502,34 @@ class TestGates:
         assert isinstance(outbox.claim(ids[2], "t2", "node"), Waits)
         claim_when_free(outbox, ids[2], "t2")
 
-    def test_busy_slows_the_lane_and_success_speeds_it_up(self, outbox: Outbox) -> None:
-        ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(40)]
+    def test_busy_halves_the_pace_of_the_lane(self, outbox: Outbox) -> None:
+        ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(12)]
         claimed(outbox, ids[0], "t0")
         outbox.settle(ids[0], "t0", "release", slow=True, error="421 too many")
         assert outbox.lanes()[Lane.STANDARD]["slowed"]["reason"] == "421 too many"
-        assert isinstance(outbox.claim(ids[1], "t1", "node"), Waits)
         assert outbox.lanes()[Lane.CRITICAL]["slowed"] is None
-        for number, email_id in enumerate(ids[1:20]):
-            token = f"s{number}"
-            claim_when_free(outbox, email_id, token)
-            outbox.settle(email_id, token, "sent", code=250)
+        # A lane at rest counts as one of eight mails per second: now it is four, one every 250 ms.
+        found = [outbox.claim(email_id, f"t-{email_id}", "node") for email_id in ids[1:]]
+        granted = [claim.delay for claim in found if isinstance(claim, Claim)]
+        assert 4 <= len(granted) <= 6
+        assert granted[-1] == pytest.approx(1, abs=0.3)
+        assert all(isinstance(claim, Waits) for claim in found[6:])
+
+    def test_success_speeds_a_slowed_lane_up_again(self, outbox: Outbox, client: "redis.Redis") -> None:
+        ids = [outbox.accept(WelcomeEmail.sample()).id for _ in range(20)]
+        claimed(outbox, ids[0], "t0")
+        outbox.settle(ids[0], "t0", "release", slow=True, error="421 too many")
+        pace = f"{outbox.wire.prefix}pace:standard"
+        for number, email_id in enumerate(ids[1:]):
+            if not client.exists(pace):
+                break
+            # As if the last mail had been taken four seconds ago.
+            client.hincrby(pace, "grown", -4000)
+            client.hset(pace, "slot", 0)
+            claimed(outbox, email_id, f"s{number}")
+            before = float(client.hget(pace, "limit"))
+            outbox.settle(email_id, f"s{number}", "sent", code=250)
+            assert float(client.hget(pace, "limit") or "inf") > before
         assert outbox.lanes()[Lane.STANDARD]["slowed"] is None
 
     def test_a_refused_recipient_fails_at_once(self, outbox: Outbox) -> None:

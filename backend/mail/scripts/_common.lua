@@ -9,11 +9,16 @@ local FINAL = {sent = true, failed = true, held = true, cancelled = true, expire
 local KEEPS_SECRET = {failed = true, held = true}
 local LOG_LIMIT = 20000
 
+local BASE = {'state', 'lane', 'created', 'expires', 'rivals', 'batch', 'pos'}
+
 local function email_key(id) return P .. 'email:' .. id end
-local function due_key(lane) return P .. 'due:' .. lane end
+local function batch_key(batch) return P .. 'batch:' .. batch end
+-- Mail of a batch is due in an index of its own, so that a batch is paused by one step and none hides another.
+local function due_key(record) return P .. 'due:' .. (record.batch or record.lane) end
 
 local function load(id, ...)
   local names = {...}
+  for _, name in ipairs(BASE) do names[#names + 1] = name end
   local values = redis.call('HMGET', email_key(id), unpack(names))
   local record = {}
   for i, name in ipairs(names) do record[name] = values[i] or nil end
@@ -39,11 +44,59 @@ local function unlog(id)
   if rest and cjson.decode(last).state == 'sending' then redis.call('HSET', email_key(id), 'log', rest) end
 end
 
+-- The state of each recipient of a batch is one letter in one string: small while the recipient has no record of its
+-- own, capital as soon as it has.
+local CHUNK = 100
+local LETTERS = {queued = 'q', sending = 'i', retrying = 'r', sent = 's', failed = 'f', held = 'h', cancelled = 'c',
+  expired = 'e', suppressed = 'u'}
+
+local function states_key(batch) return P .. 'states:' .. batch end
+local function chunk_key(batch, n) return P .. 'chunk:' .. batch .. ':' .. n end
+
+local function mark(batch, pos, letter)
+  redis.call('SETRANGE', states_key(batch), pos, letter)
+end
+
+-- Whether the lane may look at this batch.
+local function is_running(batch)
+  local state = redis.call('HGET', batch_key(batch), 'state')
+  return state == 'queued' or state == 'sending' or state == 'cancelled'
+end
+
+local function call_batch(batch, at)
+  if is_running(batch) then redis.call('ZADD', P .. 'due:bulk', 'LT', at, batch) end
+end
+
+-- Counts recipients of a batch that change their state; the batch has finished when none is left to do.
+local function move(batch, from, to, n)
+  local key = batch_key(batch)
+  redis.call('HINCRBY', key, 'n:' .. from, -n)
+  redis.call('HINCRBY', key, 'n:' .. to, n)
+  redis.call('HINCRBY', key, 'version', 1)
+  local change = (FINAL[from] and n or 0) - (FINAL[to] and n or 0)
+  if change == 0 then return end
+  local open = redis.call('HINCRBY', key, 'open', change)
+  local state = redis.call('HGET', key, 'state')
+  if open == 0 then
+    if state ~= 'cancelled' then redis.call('HSET', key, 'state', 'finished') end
+    redis.call('HSET', key, 'finished', now)
+    redis.call('ZREM', P .. 'batches:live', batch)
+  elseif state == 'finished' then
+    redis.call('HSET', key, 'state', 'sending')
+    redis.call('HDEL', key, 'finished')
+    redis.call('ZADD', P .. 'batches:live', now, batch)
+  end
+end
+
 -- `sent` has no index of its own: nearly every mail ends there, so reading `all` finds them as fast.
 local function set_state(id, record, state)
   if record.state ~= state then
     if record.state and record.state ~= 'sent' then redis.call('ZREM', P .. 'state:' .. record.state, id) end
     if state ~= 'sent' then redis.call('ZADD', P .. 'state:' .. state, record.created, id) end
+    if record.batch and record.state then
+      mark(record.batch, record.pos, LETTERS[state]:upper())
+      move(record.batch, record.state, state, 1)
+    end
   end
   redis.call('HSET', email_key(id), 'state', state, 'updated', now)
   record.state = state
@@ -54,9 +107,9 @@ local function drop_secret(id)
   redis.call('ZREM', P .. 'secrets', id)
 end
 
--- Ends an email. Needs lane, created, state, expires, rivals in `record`.
+-- Ends an email.
 local function finish(id, record, state, entry)
-  redis.call('ZREM', due_key(record.lane), id)
+  redis.call('ZREM', due_key(record), id)
   redis.call('ZREM', P .. 'ends', id)
   redis.call('HDEL', email_key(id), 'token', 'lease', 'worker', 'next')
   if record.rivals then redis.call('SREM', record.rivals, id) end
@@ -72,42 +125,18 @@ local function finish(id, record, state, entry)
 end
 
 local function look_again(id, record, at)
-  redis.call('ZADD', due_key(record.lane), at, id)
+  redis.call('ZADD', due_key(record), at, id)
+  if record.batch then call_batch(record.batch, at) end
 end
 
 -- Waiting mail whose time has run out ends here, also while no server takes mail: its secret must not outlive it.
 local function end_expired()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'ends', '-inf', now, 'LIMIT', 0, 200)) do
-    local record = load(id, 'state', 'lane', 'created', 'expires', 'rivals')
+    local record = load(id)
     if not record.state then
       redis.call('ZREM', P .. 'ends', id)
     elseif record.state ~= 'sending' then
       finish(id, record, 'expired', {error = 'its time ran out before it could be sent'})
     end
   end
-end
-
--- Gates: `smtp` for the whole account, and one per lane. A closed gate keeps mail back and lets one probe through
--- at a time; the probe is alive while its email holds the lease it was granted with.
-local function gate(name)
-  local values = redis.call('HMGET', P .. 'gate:' .. name, 'next', 'probe', 'probe_id')
-  if not values[1] then return nil end
-  local free_at = tonumber(values[1])
-  if values[2] then
-    local probe = redis.call('HMGET', email_key(values[3]), 'token', 'lease')
-    if probe[1] == values[2] and tonumber(probe[2]) > now then free_at = math.max(free_at, tonumber(probe[2])) end
-  end
-  return {free_at = free_at, probe = values[2]}
-end
-
--- When the next mail of this lane may go: 0 for at once, else a time in the future.
-local function held_until(lane)
-  local at = 0
-  for _, name in ipairs({'smtp', lane}) do
-    local closed = gate(name)
-    if closed and closed.free_at > now then at = math.max(at, closed.free_at) end
-  end
-  local slot = redis.call('HGET', P .. 'pace:' .. lane, 'slot')
-  if slot and tonumber(slot) > now then at = math.max(at, tonumber(slot)) end
-  return at
 end

@@ -39,7 +39,7 @@ local rivals = P .. 'rivals:' .. kind .. ':' .. person
 if supersedes == '1' then
   if send_at == 0 then
     for _, older in ipairs(redis.call('SMEMBERS', rivals)) do
-      local record = load(older, 'state', 'lane', 'created', 'expires', 'rivals')
+      local record = load(older)
       if not record.state then
         redis.call('SREM', rivals, older)
       elseif record.state == 'sending' then

@@ -1,21 +1,22 @@
 #!lua flags=allow-oom
 -- Grants one worker the right to send one email, or says why not.
-local _, id, token, worker, lease_ms, may_take_over, death_limit, death_pause = unpack(ARGV)
-lease_ms = tonumber(lease_ms)
+local _, id, token, worker, lease_ms, may_take_over, death_limit, death_pause, permit, per_second, per_day,
+  connections = unpack(ARGV)
+lease_ms, per_second, per_day, connections = tonumber(lease_ms), tonumber(per_second), tonumber(per_day),
+  tonumber(connections)
 
-local record = load(id, 'state', 'lane', 'created', 'expires', 'rivals', 'token', 'lease', 'superseded_by', 'deaths',
-  'attempts', 'send_at', 'next')
+local record = load(id, 'token', 'lease', 'superseded_by', 'deaths', 'attempts', 'send_at', 'next')
 if not record.state then return {'unknown', now} end
 redis.call('HSET', P .. 'lane:' .. record.lane, 'woken', now)
 if FINAL[record.state] then
-  redis.call('ZREM', due_key(record.lane), id)
+  redis.call('ZREM', due_key(record), id)
   return {'done', now, record.state}
 end
 
-local function grant()
+local function grant(delay)
   local content = redis.call('HMGET', email_key(id), 'kind', 'to', 'payload', 'secret')
   return {'claimed', now, content[1], content[2], content[3], content[4] or '', record.attempts or '0', record.lane,
-    record.expires and record.expires - record.created or ''}
+    record.expires and record.expires - record.created or '', record.batch or '', delay}
 end
 
 local function wait(at, reason)
@@ -24,10 +25,10 @@ end
 
 local copy = nil
 if record.state == 'sending' then
-  if record.token == token then return grant() end
+  if record.token == token then return grant(0) end
   local lease = tonumber(record.lease)
   if lease > now then
-    redis.call('ZADD', due_key(record.lane), lease, id)
+    redis.call('ZADD', due_key(record), lease, id)
     return wait(lease, 'another worker is sending it')
   end
   if may_take_over ~= '1' then
@@ -36,6 +37,10 @@ if record.state == 'sending' then
   end
   -- The worker died with this mail in hand: whether the server took it, nobody can tell.
   copy = 1
+  if holds(record) then
+    finish(id, record, 'held', {error = 'its worker died while sending it; whether the server took it, nobody can tell'})
+    return {'done', now, 'held'}
+  end
   local deaths = redis.call('HINCRBY', email_key(id), 'deaths', 1)
   redis.call('HSET', email_key(id), 'duplicate', 1)
   if deaths >= tonumber(death_limit) then
@@ -68,22 +73,39 @@ if not_before > now then
   return wait(not_before, record.state == 'scheduled' and 'not yet due' or 'waiting for its next attempt')
 end
 
+if record.batch then
+  local state = redis.call('HGET', batch_key(record.batch), 'state')
+  if state == 'cancelled' then
+    finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = copy})
+    return {'done', now, 'cancelled'}
+  end
+  if state == 'paused' then
+    redis.call('ZADD', due_key(record), now, id)
+    return wait(now + 60000, 'its batch is paused')
+  end
+end
+
 local held = held_until(record.lane)
 if held > now then
   -- Due at once: the sweep starts it again as soon as the gate opens.
-  redis.call('ZADD', due_key(record.lane), now, id)
+  look_again(id, record, now)
   return wait(held, 'the SMTP server is not taking mail; see /health/ready')
 end
-for _, name in ipairs({'smtp', record.lane}) do
-  if gate(name) then redis.call('HSET', P .. 'gate:' .. name, 'probe', token, 'probe_id', id) end
+if not take_connection(record.lane, permit, connections, lease_ms) then
+  look_again(id, record, now + 250)
+  return wait(now + 250, 'SMTP_MAX_CONNECTIONS are in use')
 end
-local interval = redis.call('HGET', P .. 'pace:' .. record.lane, 'interval')
-if interval then redis.call('HSET', P .. 'pace:' .. record.lane, 'slot', now + math.floor(tonumber(interval))) end
+local slots, at, why = take_slots(record.lane, 1, per_second, per_day)
+if slots == 0 then
+  look_again(id, record, at - HORIZON)
+  return wait(at, why .. ' allows no more now')
+end
+note_probe(record.lane, token, email_key(id))
 
 redis.call('HSET', email_key(id), 'token', token, 'lease', now + lease_ms, 'worker', worker)
 redis.call('HDEL', email_key(id), 'next')
-redis.call('ZADD', due_key(record.lane), now + lease_ms, id)
+redis.call('ZADD', due_key(record), now + lease_ms, id)
 set_state(id, record, 'sending')
 log(id, {state = 'sending', worker = worker, attempt = tonumber(record.attempts or '0') + 1,
   note = copy and 'possible duplicate: the worker before died while sending' or nil})
-return grant()
+return grant(math.max(0, math.ceil(at - now)))

@@ -7,7 +7,7 @@ end
 local cutoff = now - tonumber(keep_ms)
 local removed, kept = 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'all', '-inf', cutoff, 'LIMIT', skip, count)) do
-  local record = load(id, 'state', 'updated', 'person', 'lane', 'rivals')
+  local record = load(id, 'updated', 'person')
   if record.state and not (FINAL[record.state] and tonumber(record.updated) <= cutoff) then
     kept = kept + 1
   else

@@ -1,37 +1,79 @@
 #!lua flags=allow-oom
 -- Picks what is due in one lane, no more than `room`, and moves it on so that nobody else picks it too.
-local _, lane, room, bump, node, node_ttl = unpack(ARGV)
-room = tonumber(room)
+local _, lane, room, bump, node, node_ttl, per_second, per_day, connections = unpack(ARGV)
+room, per_second, per_day, connections = tonumber(room), tonumber(per_second), tonumber(per_day), tonumber(connections)
+bump = now + tonumber(bump)
 
 redis.call('ZADD', P .. 'nodes:' .. lane, now, node)
 redis.call('ZREMRANGEBYSCORE', P .. 'nodes:' .. lane, '-inf', now - tonumber(node_ttl))
 
 end_expired()
 
-local waiting = redis.call('ZCOUNT', due_key(lane), '-inf', now)
-local held = held_until(lane) > now
-local interval = redis.call('HGET', P .. 'pace:' .. lane, 'interval')
+-- One index of due things per running batch; the others have one for the lane.
+local sources, batches = {P .. 'due:' .. lane}, {}
+if lane == 'bulk' then
+  sources, batches = {}, redis.call('ZRANGEBYSCORE', P .. 'due:bulk', '-inf', now, 'LIMIT', 0, 100)
+  for i, batch in ipairs(batches) do sources[i] = P .. 'due:' .. batch end
+end
+
+local waiting = 0
+for _, source in ipairs(sources) do waiting = waiting + redis.call('ZCOUNT', source, '-inf', now) end
+
+local at, gap = next_slot(lane, per_second)
+local held = held_until(lane) > now or at > now + HORIZON
+if connections > 0 then
+  local free = room_for_connection(lane, connections)
+  held, room = held or free < 1, math.min(room, free)
+end
+if per_day > 0 then held = held or left_today(lane, per_day) < 1 end
 if held then
   room = 0
-elseif gate('smtp') or gate(lane) then
+elseif is_probing(lane) then
   room = math.min(room, 1)
-elseif interval then
-  room = math.min(room, math.floor(1000 / tonumber(interval)) + 1)
+elseif gap > 0 then
+  room = math.min(room, math.floor(1000 / gap) + 1)
 end
 
 local reply = {now, held and 1 or 0, waiting, tonumber(redis.call('HGET', P .. 'lane:' .. lane, 'woken') or '0')}
 if room < 1 then return reply end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', due_key(lane), '-inf', now, 'LIMIT', 0, room)) do
-  local record = load(id, 'state', 'created', 'kind', 'to')
-  if not record.state or FINAL[record.state] then
-    redis.call('ZREM', due_key(lane), id)
-  else
-    if record.state == 'scheduled' then
-      set_state(id, record, 'queued')
-      log(id, {state = 'queued'})
+
+local function say(...)
+  for _, value in ipairs({...}) do reply[#reply + 1] = value end
+  room = room - 1
+end
+
+local function pick(source, most)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', source, '-inf', now, 'LIMIT', 0, most)) do
+    if id:match('^%d+$') then
+      redis.call('ZADD', source, bump, id)
+      say(source:sub(#P + 5) .. ':' .. id, 'bulk_chunk', '')
+    else
+      local record = load(id, 'kind', 'to')
+      if not record.state or FINAL[record.state] then
+        redis.call('ZREM', source, id)
+      else
+        if record.state == 'scheduled' then
+          set_state(id, record, 'queued')
+          log(id, {state = 'queued'})
+        end
+        redis.call('ZADD', source, bump, id)
+        say(id, record.kind, record.to)
+      end
     end
-    redis.call('ZADD', due_key(lane), now + tonumber(bump), id)
-    for _, value in ipairs({id, record.kind, record.to}) do reply[#reply + 1] = value end
+  end
+end
+
+-- Batches share what room there is, so that a small one does not wait behind a large one.
+for i, source in ipairs(sources) do
+  local share = lane == 'bulk' and math.ceil(room / (#sources - i + 1)) or room
+  if share > 0 then pick(source, share) end
+end
+for i, batch in ipairs(batches) do
+  local first = redis.call('ZRANGE', sources[i], 0, 0, 'WITHSCORES')
+  if first[1] then
+    redis.call('ZADD', P .. 'due:bulk', 'XX', first[2], batch)
+  else
+    redis.call('ZREM', P .. 'due:bulk', batch)
   end
 end
 return reply

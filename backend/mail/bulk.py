@@ -1,0 +1,140 @@
+"""One wake-up of a chunk: claim a few recipients, send, settle, and so on until nothing is left to begin."""
+
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from mail.chunks import CLAIM, Chunk, ChunkClaim, ChunkDone, ChunkId, Chunks, ChunkWaits, Result
+from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, until_written
+from mail.errors import ServerBusy, ServerRefuses, ServerUnavailable
+from mail.leases import LeaseKeeper
+from mail.mailing import Mailing, Recipient
+from mail.permits import Permits
+from mail.records import State
+
+AT_STAKE = 0.5
+"""Seconds of sending that one claim is for: a crash leaves less in doubt where the server is slow."""
+PATIENCE = 5.0
+"""Seconds that a thread waits for its turn; then the chunk goes back and the sweep brings it again."""
+
+
+class DeliverMany(Protocol):
+    """Sends to several recipients in turn; `EmailService.deliver_many` is the one implementation."""
+
+    def __call__(
+        self, mailing: Mailing, recipients: Iterable[tuple[str, Recipient]], *, pace: Callable[[], None] | None
+    ) -> Iterator[Delivery | NotDelivered]:
+        """`pace` is called before each mail."""
+        ...
+
+
+class _LeaseLost(Exception):
+    """This process was frozen, and another may have taken over."""
+
+
+class BulkCourier:
+    """Delivers chunks. Safe to share between threads."""
+
+    def __init__(
+        self, chunks: Chunks, deliver_many: DeliverMany, leases: LeaseKeeper, permits: Permits, policy: RetryPolicy
+    ) -> None:
+        self._chunks = chunks
+        self._deliver_many = deliver_many
+        self._leases = leases
+        self._permits = permits
+        self._policy = policy
+        self._seconds_per_mail = 0.0
+        self._stopping = threading.Event()
+        self.last_wake_up = time.monotonic()
+
+    def stop(self) -> None:
+        """Let every thread end with what it has in hand."""
+        self._stopping.set()
+
+    def wake(self, chunk_id: str, worker: str) -> Ended:
+        """Send to the recipients of a chunk that are still to be sent to, as far as it is this worker's turn.
+
+        Raises:
+            UnknownBatch: no such chunk.
+            redis.RedisError: Redis did not grant the claim; the sweep wakes the chunk again.
+        """
+        chunk = self._chunks.open(ChunkId.parse(chunk_id))
+        ended: Counter[str] = Counter()
+        waited = 0.0
+        with self._permits.permit() as permit:
+            while True:
+                self.last_wake_up = asked_at = time.monotonic()
+                claim = self._chunks.claim(chunk.id, str(uuid.uuid4()), worker, size=self._size(), permit=permit.name)
+                match claim:
+                    case ChunkDone():
+                        return Ended(State.SENT, _summary(ended) or claim.why)
+                    case ChunkWaits():
+                        waited += claim.seconds
+                        if not claim.slot or waited > PATIENCE or self._stopping.is_set():
+                            return Ended(State.QUEUED, claim.reason, int(claim.seconds) + 1)
+                        # Not all at once: the threads that wait for the same slot.
+                        self._stopping.wait(claim.seconds * random.uniform(0.2, 1))  # noqa: S311  no secret
+                    case ChunkClaim():
+                        permit.granted, waited = True, 0.0
+                        with self._leases.hold(claim, asked_at):
+                            ended += self._send(chunk, claim, worker)
+                        if self._stopping.is_set():
+                            return Ended(State.QUEUED, _summary(ended), 1)
+
+    def _size(self) -> int:
+        return max(1, min(CLAIM, int(AT_STAKE / max(self._seconds_per_mail, 0.001))))
+
+    def _send(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> Counter[str]:
+        results = self._attempt(chunk, claim)
+        leave = self._stopping.is_set()
+        until_written(claim.id, lambda: self._chunks.settle(claim, worker, results, leave=leave))
+        return Counter(result.outcome for result in results)
+
+    def _attempt(self, chunk: Chunk, claim: ChunkClaim) -> list[Result]:
+        """Sends to each recipient of the claim until the server, or this process, is not fit for more."""
+        slot = time.monotonic() + claim.delay
+        began = slot
+
+        def pace() -> None:
+            nonlocal slot, began
+            time.sleep(max(0.0, slot - time.monotonic()))
+            if not self._leases.still_ours(claim):
+                raise _LeaseLost
+            began = time.monotonic()
+            slot = max(slot, began - claim.gap) + claim.gap
+
+        results: list[Result] = []
+        error = "this worker was frozen and has lost its lease"
+        try:
+            for position, done in zip(
+                claim.positions,
+                self._deliver_many(chunk.mailing, chunk.mails(claim.positions), pace=pace),
+                strict=False,
+            ):
+                took = time.monotonic() - began
+                self._seconds_per_mail += 0.2 * (took - self._seconds_per_mail)
+                results.append(self._result(position, done))
+                if isinstance(done, NotDelivered) and isinstance(
+                    done.error, ServerBusy | ServerRefuses | ServerUnavailable
+                ):
+                    error = str(done.error)
+                    break
+        except _LeaseLost:
+            pass
+        return [
+            *results,
+            *(Result(at, "release", {"error": error}) for at in claim.positions[len(results) :]),
+        ]
+
+    def _result(self, position: int, done: Delivery | NotDelivered) -> Result:
+        if isinstance(done, Delivery):
+            return Result(position, "sent", {"code": done.smtp_code, "reply": done.smtp_reply})
+        return Result(position, *self._policy.settlement(done.error, 0))
+
+
+def _summary(ended: Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items()))
