@@ -21,7 +21,7 @@ from api.schemas import (
 from mail.errors import FieldError, InvalidEmail
 from mail.records import State
 from settings import Scope
-from utils.composition import get_outbox, get_policy
+from utils.composition import get_batches, get_outbox, get_policy
 from utils.email import send
 from utils.email_async import enqueue
 
@@ -81,18 +81,27 @@ async def send_email(
     "",
     response_model=EmailPage,
     summary="List emails",
-    responses=responses(401, 403, 422, 500, 503),
+    responses=responses(401, 403, 404, 422, 500, 503),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def list_emails(
+    *,
     to: Annotated[str | None, Query(max_length=254)] = None,
     kind: KindWord | None = None,
     state: State | None = None,
+    batch: Annotated[str | None, Query(max_length=100)] = None,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> EmailPage:
-    """Newest first. Pass `next` of one page as `cursor` for the following one."""
-    page = get_outbox().list(to=to, kind=kind, state=state, cursor=cursor, limit=limit)
+    """Newest first. Pass `next` of one page as `cursor` for the following one.
+
+    Recipients of batches are found by `to` and `batch` (then in the order of the request), and by `state` once they
+    met a failure.
+    """
+    if batch is not None and to is None:
+        page = get_batches().records(batch, state=state, cursor=cursor, limit=limit)
+    else:
+        page = get_outbox().list(to=to, kind=kind, state=state, batch=batch, cursor=cursor, limit=limit)
     return EmailPage(items=[EmailSummary.model_validate(record) for record in page.items], next=page.next)
 
 

@@ -10,7 +10,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from api.schemas import BatchRequest
 from mail.errors import (
+    BatchBeingAccepted,
     DeliveryError,
     FieldError,
     IdempotencyConflict,
@@ -18,19 +20,20 @@ from mail.errors import (
     OutboxUnavailable,
     OutcomeUnknown,
     RecipientLimited,
+    UnknownBatch,
     UnknownEmail,
     WrongState,
 )
 from mail.kinds import field_error
 
 MEDIA_TYPE = "application/problem+json"
-TOO_LARGE = "The request is larger than MAX_BODY_BYTES allows."
 EXAMPLE_DETAILS = {
     401: "An API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>.",
     403: "This key lacks the scope send.",
     404: "There is no email with this id.",
     409: "The Idempotency-Key was used with another email.",
-    413: TOO_LARGE,
+    413: "The request is larger than MAX_BODY_BYTES allows.",
+    415: "Send application/json or application/x-ndjson.",
     422: "The request has 1 fault.",
     429: "This recipient had too many mails of this kind. Try again in 1800 s.",
     500: "Something went wrong on our side. The fault is in the server's log.",
@@ -55,7 +58,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[FieldProblem] | None = None
-    id: str | None = Field(None, description="503 only: the email may have been taken under this id.")
+    id: str | None = Field(None, description="503 only: the email or batch may have been taken under this id.")
 
 
 def problem(
@@ -79,25 +82,25 @@ def problem(
     )
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def responses(*statuses: int, details: Mapping[int, str] = EXAMPLE_DETAILS) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its OpenAPI description."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {
-                MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _example(status)}
+                MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _example(status, details)}
             },
         }
         for status in statuses
     }
 
 
-def _example(status: int) -> dict[str, Any]:
+def _example(status: int, details: Mapping[int, str]) -> dict[str, Any]:
     error = FieldProblem(field="to", message="must be one email address, such as ada@example.com")
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=EXAMPLE_DETAILS[status],
+        detail=details[status],
         errors=[error] if status == 422 else None,
     )
     return body.model_dump(exclude_none=True)
@@ -144,8 +147,9 @@ async def _on_email_error(_: Request, error: Exception) -> JSONResponse:
         case InvalidEmail():
             return _invalid(error.errors)
         case UnknownEmail():
-            return problem(404, "There is no email with this id.")
-        case WrongState() | IdempotencyConflict():
+            what = "batch" if isinstance(error, UnknownBatch) else "email"
+            return problem(404, f"There is no {what} with this id.")
+        case WrongState() | IdempotencyConflict() | BatchBeingAccepted():
             return problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
         case RecipientLimited():
             return problem(
@@ -190,9 +194,11 @@ def _describe(schema: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     reference = "#/components/schemas/{model}"
-    for model in (Problem, FieldProblem):
-        schemas[model.__name__] = model.model_json_schema(ref_template=reference)
-        schemas[model.__name__].pop("$defs", None)
+    # These no route declares: problems are made by hand, and the body of a batch is read as a stream.
+    for model in (Problem, FieldProblem, BatchRequest):
+        described = model.model_json_schema(ref_template=reference)
+        schemas.update(described.pop("$defs", {}))
+        schemas[model.__name__] = described
     for operation in (operation for path in schema["paths"].values() for operation in path.values()):
         answer = operation["responses"].get("422", {})
         if "application/json" in answer.get("content", {}):
@@ -204,7 +210,15 @@ def install(app: FastAPI) -> None:
     """Answer every error of the application with a problem."""
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    for kind in (InvalidEmail, UnknownEmail, WrongState, IdempotencyConflict, RecipientLimited, OutboxUnavailable):
+    for kind in (
+        InvalidEmail,
+        UnknownEmail,
+        WrongState,
+        IdempotencyConflict,
+        BatchBeingAccepted,
+        RecipientLimited,
+        OutboxUnavailable,
+        DeliveryError,
+    ):
         app.add_exception_handler(kind, _on_email_error)
-    app.add_exception_handler(DeliveryError, _on_email_error)
     app.add_exception_handler(Exception, _on_crash)

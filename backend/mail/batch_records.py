@@ -30,6 +30,9 @@ LETTERS: Mapping[str, State] = {
     "e": State.EXPIRED,
     "u": State.SUPPRESSED,
 }
+UNSEEN = frozenset({"accepting", "erasing"})
+"""States of a batch that is none yet, or never will be."""
+
 _EMAIL_ID = re.compile(r"(batch-[0-9a-f]+)-([0-9]{1,9})")
 _BATCH_ID = re.compile(r"batch-[0-9a-f]+")
 
@@ -103,7 +106,7 @@ class BatchRecords:
         """The records of recipients, in the order of `positions`. Reads each chunk once."""
         key, client = self._wire.key, self._wire.client
         shared = cast("dict[str, str]", client.hgetall(key("batch", batch)))
-        if shared.get("state", "accepting") == "accepting":
+        if shared.get("state", "accepting") in UNSEEN:
             return
         seconds, micros = client.time()
         now = seconds * 1000 + micros // 1000

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple, cast
 
 from mail.answers import Page
-from mail.batch_records import LETTERS, Place
+from mail.batch_records import LETTERS, UNSEEN, Place
 from mail.errors import FieldError, InvalidEmail, UnknownBatch, WrongState
 from mail.outbox import Outbox
 from mail.records import Record, State, moment
@@ -134,7 +134,7 @@ class Batches:
 
     def _batch(self, batch_id: str) -> Batch:
         data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("batch", batch_id)))
-        if data.get("state", "accepting") == "accepting":
+        if data.get("state", "accepting") in UNSEEN:
             raise UnknownBatch
         now, speed, why = self._wire.run("batch_look", batch_id, *self._numbers.limits)
         state = BatchState(data["state"])
@@ -288,7 +288,7 @@ class Batches:
             match self._wire.run("batch_steer", batch_id, verb):
                 case ["ok", *_]:
                     return self._batch(batch_id)
-                case ["state", _, str(state)] if state != BatchState.ACCEPTING:
+                case ["state", _, state]:
                     raise WrongState(f"a batch that is {state} cannot be {done}")
         raise UnknownBatch
 

@@ -10,6 +10,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import redis
@@ -27,6 +28,8 @@ from mail.outbox import Outbox
 MAX_FAULTS = 20
 MAX_COPIES = 100
 SLICE = 5  # chunks written in one call: about two milliseconds of Redis's time
+
+_NOT_TAKEN = "Redis answered too late, or the request took too long; nothing was accepted"
 
 OnUnknown = Literal["hold", "resend"]
 
@@ -123,7 +126,7 @@ class Intake:
                 # Nothing is written; the answer depends on whether the same batch comes.
                 self._earlier = (fingerprint, batch_id)
             case ["late", *_]:
-                raise OutboxUnavailable("Redis answered too late; nothing was accepted")
+                raise OutboxUnavailable(_NOT_TAKEN)
         self._open = self._earlier is None
 
     def take(self, raw: Sequence[object], *, first_line: int | None = None) -> None:
@@ -170,8 +173,14 @@ class Intake:
         self._pending.append(recipient)
 
     def refuse(self, error: FieldError) -> None:
-        """Note a fault that was found while reading the request."""
+        """Note a fault that was found while reading the request.
+
+        Raises:
+            InvalidEmail: there are more faults than anybody reads.
+        """
         self._faults.append(error)
+        if len(self._faults) >= MAX_FAULTS:
+            raise InvalidEmail(self._faults)
 
     def finish(self) -> AcceptedBatch:
         """Make the batch live. When this returns, every recipient in it is kept and will be sent to.
@@ -215,16 +224,16 @@ class Intake:
                 return AcceptedBatch(self.id, BatchState.QUEUED, total, duplicates)
             case ["invalid", _, field, message]:
                 raise InvalidEmail([FieldError(field, message)])
-        raise OutboxUnavailable("Redis answered too late; nothing was accepted")
+        raise OutboxUnavailable(_NOT_TAKEN)
 
     def discard(self) -> None:
         """Remove what was written, unless the batch has become live. Never raises: the sweep removes it else."""
         if self._open:
             self._open = False
-            try:
-                self._batches.erase(self.id)
-            except redis.RedisError:
-                return
+            with suppress(redis.RedisError):
+                # It may be live without our knowing, if the answer to the flip was lost.
+                if self._wire.run("batch_abandon", self.id)[0] == "erasing":
+                    self._batches.erase(self.id)
 
     @property
     def _patience(self) -> int:
@@ -244,7 +253,7 @@ class Intake:
         with self._wire.answered():
             reply = self._wire.run_in_time("batch_fill", self.id, self._patience, *arguments)
         if reply[0] != "filled":
-            raise OutboxUnavailable("Redis answered too late; nothing was accepted")
+            raise OutboxUnavailable(_NOT_TAKEN)
 
 
 def _times(terms: Terms) -> tuple[int, int]:

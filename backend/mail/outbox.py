@@ -364,8 +364,8 @@ class Outbox:
         return self._wire.info()
 
     def lanes(self) -> Mapping[Lane, Mapping[str, Any]]:
-        """Per lane: how many emails (of bulk: chunks of batches) are due, the age in seconds of the oldest, its worker
-        nodes, and what holds it back. Includes the account's own gate under each lane.
+        """Per lane: how many emails (of bulk: chunks of batches) are due, the age in seconds of the oldest, its
+        worker nodes, and what holds it back. Includes the account's own gate under each lane.
 
         Raises:
             redis.RedisError

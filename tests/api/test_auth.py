@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 
 from support.api import MARK, TestClient, bearer, problem
+from support.batches import MAIL, people
 from support.service import WELCOME
 
 CUSTOM = {"kind": "custom", "to": "ada@example.com", "subject": "News", "text": "Hello"}
@@ -21,6 +22,17 @@ ROUTES: list[tuple[str, str, Any, str]] = [
     ("GET", "/api/emails/{email_id}", None, "read"),
     ("POST", "/api/emails/{email_id}/cancel", None, "admin"),
     ("POST", "/api/emails/{email_id}/retry", None, "admin"),
+    ("POST", "/api/batches", {**MAIL, "recipients": people(1)}, "bulk"),
+    ("GET", "/api/batches", None, "read"),
+    ("GET", "/api/batches/{batch_id}", None, "read"),
+    ("GET", "/api/batches/{batch_id}/recipients", None, "read"),
+    ("GET", "/api/batches/{batch_id}/events", None, "read"),
+    ("POST", "/api/batches/{batch_id}/pause", None, "bulk"),
+    ("POST", "/api/batches/{batch_id}/resume", None, "bulk"),
+    ("POST", "/api/batches/{batch_id}/cancel", None, "bulk"),
+    ("POST", "/api/batches/{batch_id}/retry-failed", None, "bulk"),
+    ("POST", "/api/batches/{batch_id}/release-held", None, "bulk"),
+    ("POST", "/api/batches/{batch_id}/drop-held", None, "bulk"),
     ("GET", "/api/tasks/{task_id}", None, "read"),
 ]
 SCOPES = ("send", "custom", "bulk", "read", "admin")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from api.schemas import ChangeView, EmailAccepted, EmailRecord, EmailSummary
+from mail.answers import Claim
 from mail.kinds import KINDS
-from mail.outbox import Claim, Outbox
+from mail.outbox import Outbox
 from mail.records import State
 from support.api import TestClient, bearer, faults, problem
 from support.service import WELCOME

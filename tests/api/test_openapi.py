@@ -13,10 +13,19 @@ from support.api import TestClient
 COMMON = {"401", "403", "500", "503"}
 ERRORS = {
     "POST /api/emails": {*COMMON, "409", "413", "422", "429", "502"},
-    "GET /api/emails": {*COMMON, "422"},
+    "GET /api/emails": {*COMMON, "404", "422"},
     "GET /api/emails/{email_id}": {*COMMON, "404"},
     "POST /api/emails/{email_id}/cancel": {*COMMON, "404", "409"},
     "POST /api/emails/{email_id}/retry": {*COMMON, "404", "409"},
+    "POST /api/batches": {*COMMON, "409", "413", "415", "422"},
+    "GET /api/batches": {*COMMON, "422"},
+    "GET /api/batches/{batch_id}": {*COMMON, "404"},
+    "GET /api/batches/{batch_id}/recipients": {*COMMON, "404", "422"},
+    "GET /api/batches/{batch_id}/events": {*COMMON, "404"},
+    **{
+        f"POST /api/batches/{{batch_id}}/{verb}": {*COMMON, "404", "409"}
+        for verb in ("pause", "resume", "cancel", "retry-failed", "release-held", "drop-held")
+    },
     "GET /api/tasks/{task_id}": {*COMMON, "404"},
     "GET /health/live": set(),
     "GET /health/ready": {"503"},
@@ -114,6 +123,24 @@ def test_the_examples_work(client: TestClient, document: dict[str, Any]) -> None
     post = document["paths"]["/api/emails"]["post"]
     for example in post["requestBody"]["content"]["application/json"]["examples"].values():
         assert client.post("/api/emails", json=example["value"]).status_code == 202
+
+
+def test_both_forms_of_a_batch(client: TestClient, document: dict[str, Any]) -> None:
+    content = document["paths"]["/api/batches"]["post"]["requestBody"]["content"]
+    assert list(content) == ["application/json", "application/x-ndjson"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/BatchRequest"}
+    fields = document["components"]["schemas"]["BatchRequest"]["properties"]
+    shared = {
+        name for kind in KINDS.values() if not kind.secret_fields() for name in kind.model_fields if name != "to"
+    }
+    assert set(fields) >= {*shared, "recipients", "course_id", "send_at", "expires_at", "on_unknown"}
+    assert "reset_url" not in fields
+    for example in content["application/json"]["examples"].values():
+        assert set(example["value"]) <= set(fields)
+        assert client.post("/api/batches", json=example["value"]).status_code == 202
+    lines = content["application/x-ndjson"]["example"]
+    headers = {"Content-Type": "application/x-ndjson"}
+    assert client.post("/api/batches", content=lines, headers=headers).json()["total"] == 2
 
 
 def test_security(document: dict[str, Any]) -> None:

@@ -14,7 +14,16 @@ from cryptography.fernet import Fernet
 from mail.answers import Claim, Idempotency, Numbers, Waits
 from mail.batches import Batch, Batches, BatchState
 from mail.chunks import ChunkClaim, ChunkDone, ChunkId, Chunks, ChunkWaits, Result
-from mail.errors import BatchBeingAccepted, IdempotencyConflict, InvalidEmail, UnknownBatch, UnknownEmail, WrongState
+from mail.errors import (
+    BatchBeingAccepted,
+    FieldError,
+    IdempotencyConflict,
+    InvalidEmail,
+    OutboxUnavailable,
+    UnknownBatch,
+    UnknownEmail,
+    WrongState,
+)
 from mail.intake import Intake, Terms
 from mail.kinds import Lane, PasswordResetEmail, WelcomeEmail
 from mail.mailing import Mailing, Recipient
@@ -38,8 +47,6 @@ class AnyRecipient:
     """Stands for the check, which has its own tests: an address with "wrong" in it is."""
 
     def recipient(self, raw: object) -> Recipient:
-        from mail.errors import FieldError
-
         if "wrong" in str(raw):
             raise InvalidEmail([FieldError("to", "must be one email address")])
         return Recipient(str(raw))
@@ -198,6 +205,42 @@ class TestIntake:
         taking.take([f"p{number}@example.com" for number in range(600)])
         Batches(outbox).tend()
         assert taking.finish().total == 600
+
+    def test_a_batch_whose_answer_was_lost_is_not_discarded(
+        self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taking = intake(outbox, key="k")
+        taking.take(["ada@example.com"])
+        run = outbox.wire.run_in_time
+
+        def lose_the_answer(script: str, *arguments: Any) -> Any:
+            reply = run(script, *arguments)
+            if script == "batch_flip":
+                raise redis.TimeoutError
+            return reply
+
+        with monkeypatch.context() as patched:
+            patched.setattr(outbox.wire, "run_in_time", lose_the_answer)
+            with pytest.raises(OutboxUnavailable) as caught:
+                taking.finish()
+        assert caught.value.email_id == taking.id
+        taking.discard()
+        outbox.wire._silent_until = 0.0
+        assert seen(outbox, taking.id).counts == {State.QUEUED: 1}
+        again = intake(outbox, key="k")
+        again.take(["ada@example.com"])
+        assert (again.finish().id, again.finish().replayed) == (taking.id, True)
+
+    def test_what_is_given_up_cannot_be_gone_on_with(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(batch_patience=timedelta(milliseconds=1))
+        taking = intake(outbox)
+        taking.take([f"p{number}@example.com" for number in range(700)])
+        # The sweep has just begun to erase it.
+        wait_until(lambda: len(outbox.wire.run("batch_tend", 1)) > 1, what="the batch to be given up")
+        with pytest.raises(OutboxUnavailable):
+            taking.finish()
+        Batches(outbox).tend()
+        assert keys(outbox) == set()
 
     def test_the_times(self, outbox: Outbox) -> None:
         past = datetime.now(UTC) - timedelta(hours=1)

@@ -4,8 +4,8 @@ local _, batch, deadline, kind, mailing, subject, course_id, total, duplicates, 
   fingerprint, idempotency_ttl = unpack(ARGV)
 local key = batch_key(batch)
 local state = redis.call('HGET', key, 'state')
-if state and state ~= 'accepting' then return {'accepted', now, state} end
-if not state then return {'gone', now} end
+if not state or state == 'erasing' then return {'gone', now} end
+if state ~= 'accepting' then return {'accepted', now, state} end
 if now > tonumber(deadline) then return {'late', now} end
 send_at, expires = tonumber(send_at), tonumber(expires)
 if send_at > 0 and send_at <= now then return {'invalid', now, 'send_at', 'must lie in the future'} end

@@ -3,7 +3,7 @@
 local _, batch, verb = unpack(ARGV)
 local key = batch_key(batch)
 local state = redis.call('HGET', key, 'state')
-if not state then return {'unknown', now} end
+if not state or state == 'accepting' or state == 'erasing' then return {'unknown', now} end
 
 local function become(new)
   redis.call('HSET', key, 'state', new)

@@ -9,7 +9,13 @@ for _, batch in ipairs(redis.call('ZRANGE', P .. 'batches:live', 0, 999)) do
   if not shared[1] then
     redis.call('ZREM', P .. 'batches:live', batch)
   elseif shared[1] == 'accepting' then
-    if tonumber(shared[2]) < now - tonumber(patience) then why = 'erase' end
+    if tonumber(shared[2]) < now - tonumber(patience) then
+      -- Before the first chunk goes: from now on nobody can go on with it.
+      redis.call('HSET', batch_key(batch), 'state', 'erasing')
+      why = 'erase'
+    end
+  elseif shared[1] == 'erasing' then
+    why = 'erase'
   elseif waiting > 0 and shared[1] == 'cancelled' then
     why = 'cancel'
   elseif waiting > 0 and shared[3] and tonumber(shared[3]) <= now then

@@ -7,7 +7,7 @@ n, lease_ms, size, per_second, per_day, connections = tonumber(n), tonumber(leas
 local due, key, states = P .. 'due:' .. batch, chunk_key(batch, n), states_key(batch)
 local shared = redis.call('HMGET', batch_key(batch), 'state', 'send_at', 'expires', 'on_unknown')
 local state, send_at, expires = shared[1], tonumber(shared[2] or '0'), tonumber(shared[3] or '0')
-if not state or state == 'accepting' then return {'unknown', now} end
+if not state or state == 'accepting' or state == 'erasing' then return {'unknown', now} end
 redis.call('HSET', P .. 'lane:bulk', 'woken', now)
 
 local first, last = n * CHUNK, n * CHUNK + CHUNK - 1
