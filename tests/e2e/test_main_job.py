@@ -15,8 +15,8 @@ import pytest
 
 import utils.email
 import utils.email_async
+from mail.answers import Due
 from mail.kinds import KINDS, Email, Lane
-from mail.outbox import Due
 from support.processes import Process, celery, free_port, wait_until
 from support.service import Service
 from utils.composition import get_wake_ups

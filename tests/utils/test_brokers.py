@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from mail.answers import Due
 from mail.kinds import Lane
-from mail.outbox import Due
 from support.processes import Process, Valkey, free_port, wait_until
 from support.smtp_server import Authority
 from utils.composition import get_wake_ups

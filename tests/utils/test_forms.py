@@ -14,6 +14,7 @@ import pytest
 
 import utils.email
 import utils.email_async
+from mail.answers import Claim
 from mail.delivery import Delivery
 from mail.errors import (
     EmailError,
@@ -25,7 +26,6 @@ from mail.errors import (
     TransientError,
 )
 from mail.kinds import KINDS, Email
-from mail.outbox import Claim
 from mail.records import State
 from support.processes import BACKEND
 from support.smtp_server import SmtpServer
