@@ -4,12 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from email_validator import validate_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mail.errors import InvalidEmail
-from mail.fields import Address, Body, HeaderText, Link, Name, host_of, is_visible, mask_address
+from mail.fields import Address, Body, HeaderText, Link, Name, host_of, is_plain, is_visible, mask_address
 from mail.kinds import (
     KINDS,
     Category,
@@ -83,6 +84,27 @@ class TestName:
     def test_characters_that_do_harm(self, character: str) -> None:
         for adapter in (NAME, HEADER):
             refused(adapter, f"Ada{character}Lovelace")
+
+
+_LABEL = st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
+_LOCAL = st.from_regex(r"[A-Za-z0-9_+.-]{1,66}", fullmatch=True)
+_TLD = st.one_of(st.sampled_from(["com", "de", "test", "local", "example", "invalid", "xn--p1ai", "c0m"]), _LABEL)
+
+
+@given(_LOCAL, st.lists(_LABEL, min_size=0, max_size=5), _TLD)
+@settings(max_examples=500, deadline=None)
+def test_a_look_finds_an_address_plain_only_where_the_parser_does(local: str, labels: list[str], tld: str) -> None:
+    address = f"{local}@{'.'.join([*labels, tld])}"
+    if is_plain(address):
+        found = validate_email(address, strict=True, check_deliverability=False, test_environment=True)
+        assert found.normalized == address
+
+
+def test_most_addresses_are_plain() -> None:
+    for address in ("ada@example.com", "Ada.Lovelace+news@mail.uni-heidelberg.de", "a_b-c.1@x.co.uk"):
+        assert is_plain(address)
+    for address in ("ada@example", "ada@EXAMPLE.com", "ada@host.test", "a..b@example.com", "ä@example.com"):
+        assert not is_plain(address)
 
 
 class TestAddress:
