@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import kombu.pools
@@ -25,7 +25,14 @@ WELCOME = {"kind": "welcome", "to": "ada@example.com", "name": "Ada"}
 _numbers = itertools.count(1)
 
 
-def service_env(redis_url: str, smtp: SmtpServer, **more: str) -> dict[str, str]:
+class Listener(Protocol):
+    """Where an SMTP server listens."""
+
+    host: str
+    port: int
+
+
+def service_env(redis_url: str, smtp: Listener, **more: str) -> dict[str, str]:
     """The environment of a service on these two servers, with a key prefix of its own."""
     return {
         "ENV_FILE": os.devnull,
@@ -64,8 +71,8 @@ class Service:
     processes: list[Process] = field(default_factory=list)
     http: httpx.Client = field(init=False)
 
-    def worker(self, **env: str) -> Worker:
-        worker = Worker({**self.env, **env}, self.directory)
+    def worker(self, *, lanes: str = "critical,standard", **env: str) -> Worker:
+        worker = Worker({**self.env, **env}, self.directory, lanes=lanes)
         self.processes.append(worker)
         return worker.start()
 
