@@ -43,7 +43,6 @@ LOOK_SECONDS = 0.5
 LINE_SECONDS = 5.0  # between two lines where no bar can be drawn
 WAITING = frozenset({State.SCHEDULED, State.QUEUED, State.SENDING, State.RETRYING})
 Show = Callable[[Batch | None], None]
-DRY_RUN = FieldError("dry_run", "a dry run accepts nothing")
 OPTIONS = ("subject", "html", "text", "kind", "course_id", "send_at", "on_unknown")
 
 
@@ -62,14 +61,13 @@ def main() -> int:
         else:
             with console.status(f"Checking {options.file}") if console.is_terminal else nullcontext():
                 accepted = _accept(options)
+            if accepted is None:
+                console.print(f"All is well with {options.file}. Nothing was accepted: it was a dry run.")
+                return ALL_SENT
             console.print(_receipt(accepted))
             batch_id = accepted.id
     except InvalidEmail as error:
-        faults = [fault for fault in error.errors if fault != DRY_RUN]
-        if not faults:
-            console.print(f"All is well with {options.file}. Nothing was accepted: it was a dry run.")
-            return ALL_SENT
-        _complain(*(_named(fault, options.file) for fault in faults[:MAX_FAULTS]))
+        _complain(*(_named(fault, options.file) for fault in error.errors[:MAX_FAULTS]))
         return REFUSED
     except OSError as error:
         _complain(f"{options.file}: {error.strerror}")
@@ -86,11 +84,11 @@ def main() -> int:
 # Accepting.
 
 
-def _accept(options: argparse.Namespace) -> AcceptedBatch:
-    """Take in the whole file, or nothing.
+def _accept(options: argparse.Namespace) -> AcceptedBatch | None:
+    """Take in the whole file, or nothing; None where nothing was asked for.
 
     Raises:
-        InvalidEmail: the fields are those of the request, or "line 18, to"; DRY_RUN stands for no fault.
+        InvalidEmail: the fields are those of the request, or "line 18, to".
     """
     head: dict[str, Any] = dict(options.field)
     head |= {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
@@ -100,27 +98,21 @@ def _accept(options: argparse.Namespace) -> AcceptedBatch:
             head, idempotency_key=options.idempotency_key, limit=get_settings().batch_stream_max_recipients
         )
         try:
-            rows = _take(recipients, intake)
-            if options.dry_run and rows:
-                intake.refuse(DRY_RUN)
+            _take(recipients, intake)
+            if options.dry_run:
+                intake.check()
+                return None
             return _finish(intake)
         finally:
             intake.discard()
 
 
-def _take(recipients: CsvRecipients, intake: Intake) -> int:
-    """How many rows there were."""
-    rows = refused = 0
+def _take(recipients: CsvRecipients, intake: Intake) -> None:
     for run in _runs(recipients):
         if isinstance(run, FieldError):
             intake.refuse(run)
-            refused += 1
-            if refused == MAX_FAULTS:
-                break
         else:
             intake.take([row.recipient for row in run], first_line=run[0].line)
-            rows += len(run)
-    return rows
 
 
 def _runs(rows: CsvRecipients) -> Iterator[Sequence[Row] | FieldError]:

@@ -1,5 +1,6 @@
 """One wake-up of a chunk: claim a few recipients, send, settle, and so on until nothing is left to begin."""
 
+import logging
 import random
 import threading
 import time
@@ -8,16 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+import redis
+
 from mail.chunks import CLAIM, Chunk, ChunkClaim, ChunkDone, ChunkId, Chunks, ChunkWaits, Result
 from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, until_written
-from mail.errors import ServerBusy, ServerRefuses, ServerUnavailable
 from mail.leases import LeaseKeeper
 from mail.mailing import Mailing, Recipient
 from mail.permits import Permits
 from mail.records import State
 
+logger = logging.getLogger(__name__)
+
 AT_STAKE = 0.5
-"""Seconds of sending that one claim is for: a crash leaves less in doubt where the server is slow."""
+"""Seconds of sending that one claim is for: a pause takes hold sooner where the server is slow."""
 PATIENCE = 5.0
 """Seconds that a thread waits for its turn; then the chunk goes back and the sweep brings it again."""
 
@@ -32,7 +36,7 @@ class DeliverMany(Protocol):
         ...
 
 
-class _LeaseLost(Exception):
+class _ClaimLost(Exception):
     """This process was frozen, and another may have taken over."""
 
 
@@ -89,46 +93,42 @@ class BulkCourier:
         return max(1, min(CLAIM, int(AT_STAKE / max(self._seconds_per_mail, 0.001))))
 
     def _send(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> Counter[str]:
-        results = self._attempt(chunk, claim)
+        results = self._attempt(chunk, claim, worker)
         leave = self._stopping.is_set()
         until_written(claim.id, lambda: self._chunks.settle(claim, worker, results, leave=leave))
         return Counter(result.outcome for result in results)
 
-    def _attempt(self, chunk: Chunk, claim: ChunkClaim) -> list[Result]:
-        """Sends to each recipient of the claim until the server, or this process, is not fit for more."""
+    def _attempt(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> list[Result]:
+        """Sends to each recipient of the claim, until one mail is not taken or the claim is no longer ours.
+
+        The rest is released, and claimed anew if all is well: what was not sent is written down before the next mail
+        begins, so that a crash leaves in doubt only what was in SMTP.
+        """
+        results: list[Result] = []
         slot = time.monotonic() + claim.delay
         began = slot
 
         def pace() -> None:
             nonlocal slot, began
             time.sleep(max(0.0, slot - time.monotonic()))
-            if not self._leases.still_ours(claim):
-                raise _LeaseLost
+            position, before = claim.positions[len(results)], results[-1] if results else None
+            if not self._leases.still_ours(claim) or not self._chunks.mark(claim, position, worker, before):
+                raise _ClaimLost
             began = time.monotonic()
             slot = max(slot, began - claim.gap) + claim.gap
 
-        results: list[Result] = []
-        error = "this worker was frozen and has lost its lease"
+        error = "this worker was frozen, or lost Redis, before it could begin"
+        mails = self._deliver_many(chunk.mailing, chunk.mails(claim.positions), pace=pace)
         try:
-            for position, done in zip(
-                claim.positions,
-                self._deliver_many(chunk.mailing, chunk.mails(claim.positions), pace=pace),
-                strict=False,
-            ):
-                took = time.monotonic() - began
-                self._seconds_per_mail += 0.2 * (took - self._seconds_per_mail)
+            for position, done in zip(claim.positions, mails, strict=False):
+                self._seconds_per_mail += 0.2 * (time.monotonic() - began - self._seconds_per_mail)
                 results.append(self._result(position, done))
-                if isinstance(done, NotDelivered) and isinstance(
-                    done.error, ServerBusy | ServerRefuses | ServerUnavailable
-                ):
+                if isinstance(done, NotDelivered):
                     error = str(done.error)
                     break
-        except _LeaseLost:
-            pass
-        return [
-            *results,
-            *(Result(at, "release", {"error": error}) for at in claim.positions[len(results) :]),
-        ]
+        except (_ClaimLost, redis.RedisError) as lost:
+            logger.warning("%s: the rest of a claim goes back: %r", claim.id, lost)
+        return [*results, *(Result(at, "release", {"error": error}) for at in claim.positions[len(results) :])]
 
     def _result(self, position: int, done: Delivery | NotDelivered) -> Result:
         if isinstance(done, Delivery):

@@ -12,7 +12,7 @@ from mail.mailing import Mailing, Recipient
 from mail.outbox import Outbox
 
 CLAIM = 10
-"""At most so many recipients in one claim: what a crash leaves in doubt, and what a pause lets through."""
+"""At most so many recipients in one claim: what a pause lets through."""
 
 
 class ChunkId(NamedTuple):
@@ -128,6 +128,19 @@ class Chunks:
             case ["done", _, why]:
                 return ChunkDone(why)
         raise UnknownBatch
+
+    def mark(self, claim: ChunkClaim, position: int, worker: str, before: "Result | None") -> bool:
+        """Say that the mail to `position` begins, and that the one `before` was sent. False: it must not begin,
+        another worker has taken over.
+
+        Raises:
+            redis.RedisError: not written; the mail must not begin.
+        """
+        sent: tuple[object, ...] = ("", "", "")
+        if before is not None:
+            sent = (before.position, before.arguments["code"], before.arguments["reply"])
+        chunk = ChunkId.parse(claim.id)
+        return bool(self._wire.run("chunk_mark", *chunk, claim.token, position, worker, *sent)[1])
 
     def settle(self, claim: ChunkClaim, worker: str, results: Sequence[Result], *, leave: bool) -> None:
         """Write down how the mails of a claim ended. `leave`: this worker does not come back, another may go on.

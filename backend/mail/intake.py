@@ -182,6 +182,17 @@ class Intake:
         if len(self._faults) >= MAX_FAULTS:
             raise InvalidEmail(self._faults)
 
+    def check(self) -> None:
+        """Say what is wrong so far.
+
+        Raises:
+            InvalidEmail: the faults of all recipients; or there is none.
+        """
+        if not self._received and not self._faults:
+            self.refuse(FieldError("recipients", "at least one recipient is required"))
+        if self._faults:
+            raise InvalidEmail(self._faults)
+
     def finish(self) -> AcceptedBatch:
         """Make the batch live. When this returns, every recipient in it is kept and will be sent to.
 
@@ -190,10 +201,7 @@ class Intake:
             IdempotencyConflict: the key came before with another batch.
             OutboxUnavailable: Redis did not take it. `email_id` is the batch id where only the answer was lost.
         """
-        if not self._received and not self._faults:
-            self.refuse(FieldError("recipients", "at least one recipient is required"))
-        if self._faults:
-            raise InvalidEmail(self._faults)
+        self.check()
         total, duplicates = len(self._seen), self._copies.total()
         if self._earlier:
             fingerprint, batch_id = self._earlier

@@ -398,10 +398,16 @@ class TestSending:
 
 
 class TestCrash:
+    """A worker dies with ten mails claimed: three were sent, the fourth was in SMTP, the others were not begun."""
+
     def crash(self, make: Callable[..., Outbox], **terms: Any) -> tuple[Outbox, str, ChunkClaim]:
         outbox = make(lease=timedelta(milliseconds=300))
         batch_id = accept(outbox, 25, **terms)
-        dead = granted(outbox, batch_id, token="dead")
+        chunks, dead = Chunks(outbox), granted(outbox, batch_id, token="dead")
+        before = None
+        for position in range(4):
+            assert chunks.mark(dead, position, "node", before)
+            before = Result(position, *SENT)
 
         def next_worker() -> ChunkClaim | None:
             found = claim(outbox, batch_id, token="heir")
@@ -409,32 +415,44 @@ class TestCrash:
 
         heir = wait_until(next_worker, what="the lease of the dead worker to run out")
         assert heir is not None
-        assert heir.positions == list(range(10, 20))
+        assert heir.positions == list(range(4, 14))
+        assert not chunks.mark(dead, 4, "node", before)
         settle(outbox, heir, SENT)
         return outbox, batch_id, dead
 
-    def test_what_was_in_hand_is_held_by_name(self, make: Callable[..., Outbox]) -> None:
+    def test_the_one_in_smtp_is_held_by_name(self, make: Callable[..., Outbox]) -> None:
         outbox, batch_id, _ = self.crash(make)
-        assert seen(outbox, batch_id).counts == {State.HELD: 10, State.SENT: 10, State.QUEUED: 5}
+        assert seen(outbox, batch_id).counts == {State.HELD: 1, State.SENT: 13, State.QUEUED: 11}
         missed = Batches(outbox).recipients(batch_id, missed=True)
-        assert [one.to for one in missed.items] == [f"p{number}@example.com" for number in range(10)]
+        assert [one.to for one in missed.items] == ["p3@example.com"]
         assert "nobody can tell" in (missed.items[0].error or "")
+        assert outbox.record(f"{batch_id}-2").smtp_reply == "OK"
 
     def test_or_sent_again_and_reported_where_that_was_asked_for(self, make: Callable[..., Outbox]) -> None:
         outbox, batch_id, _ = self.crash(make, on_unknown="resend")
-        assert seen(outbox, batch_id).counts == {State.RETRYING: 10, State.SENT: 10, State.QUEUED: 5}
+        assert seen(outbox, batch_id).counts == {State.RETRYING: 1, State.SENT: 13, State.QUEUED: 11}
         record = outbox.record(f"{batch_id}-3")
         assert record.possible_duplicate
         assert isinstance(outbox.claim(record.id, "own", "node"), Claim)
 
     def test_a_worker_that_comes_back_late_is_believed(self, make: Callable[..., Outbox]) -> None:
         outbox, batch_id, dead = self.crash(make)
-        settle(outbox, dead, SENT, SENT, REFUSED, BUSY)
-        counts = seen(outbox, batch_id).counts
-        assert counts == {State.SENT: 12, State.HELD: 8, State.QUEUED: 5}
-        assert outbox.record(f"{batch_id}-0").timeline[-1].note == (
+        settle(outbox, dead, SENT, SENT, SENT, SENT, ("release", {"error": "frozen"}))
+        assert seen(outbox, batch_id).counts == {State.SENT: 14, State.QUEUED: 11}
+        assert outbox.record(f"{batch_id}-3").timeline[-1].note == (
             "recorded late, by a worker that had lost its lease"
         )
+
+    def test_one_that_died_before_its_first_mail_leaves_nothing_in_doubt(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(lease=timedelta(milliseconds=300))
+        batch_id = accept(outbox, 25)
+        granted(outbox, batch_id, token="dead")
+        heir = wait_until(
+            lambda: found if isinstance(found := claim(outbox, batch_id, token="heir"), ChunkClaim) else None,
+            what="the lease of the dead worker to run out",
+        )
+        assert heir is not None
+        assert heir.positions == list(range(10))
 
     def test_a_retry_whose_worker_dies_is_held_too(self, make: Callable[..., Outbox]) -> None:
         outbox = make(lease=timedelta(milliseconds=300))

@@ -3,6 +3,7 @@
 import itertools
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,7 +25,7 @@ from mail.outbox import Outbox
 from mail.permits import Permits
 from mail.records import State
 from mail.vault import Vault
-from support.processes import Valkey
+from support.processes import Valkey, wait_until
 
 
 class Anybody:
@@ -38,6 +39,7 @@ class Server:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.faults: dict[str, Exception] = {}
+        self.killer: tuple[str, type[BaseException]] | None = None
         self.sent: list[tuple[float, str]] = []
         self.calls: list[int] = []
 
@@ -50,6 +52,8 @@ class Server:
             assert pace is not None
             pace()
             time.sleep(self.seconds)
+            if self.killer and recipient.to == self.killer[0]:
+                raise self.killer[1]
             if fault := self.faults.pop(recipient.to, None):
                 yield NotDelivered(email_id, recipient.to, fault)
                 continue
@@ -129,18 +133,36 @@ def test_one_refusal_stops_nobody(bench: Callable[..., Bench], server: Server) -
 
 
 @pytest.mark.parametrize("fault", [ServerUnavailable("refused"), ServerBusy("421 later", code=421)])
-def test_a_fault_of_the_server_ends_the_claim_and_uses_up_nothing(
-    bench: Callable[..., Bench], server: Server, fault: Exception
-) -> None:
+def test_a_fault_of_the_server_uses_up_nothing(bench: Callable[..., Bench], server: Server, fault: Exception) -> None:
     server.faults["p4@example.com"] = fault
     here = bench()
     batch_id = here.accept(20)
-    ended = here.courier.wake(f"{batch_id}:0", "node")
-    assert here.batches.batch(batch_id).counts.get(State.FAILED) is None
-    assert [to for _, to in server.sent[:4]] == [f"p{number}@example.com" for number in range(4)]
-    assert len({to for _, to in server.sent}) == len(server.sent)
-    if ended.state is State.SENT:
-        assert here.batches.batch(batch_id).counts == {State.SENT: 20}
+    wait_until(
+        lambda: here.courier.wake(f"{batch_id}:0", "node") and here.batches.batch(batch_id).ended,
+        what="the chunk to be sent",
+    )
+    assert here.batches.batch(batch_id).counts == {State.SENT: 20}
+    assert Counter(to for _, to in server.sent) == {f"p{number}@example.com": 1 for number in range(20)}
+
+
+def test_a_crash_leaves_in_doubt_only_what_was_in_smtp(bench: Callable[..., Bench], server: Server) -> None:
+    here = bench(lease=timedelta(seconds=1))
+    batch_id = here.accept(30)
+
+    class Killed(BaseException):
+        """Ends the courier wherever it is, as kill -9 does."""
+
+    server.killer = ("p13@example.com", Killed)
+    with pytest.raises(Killed):
+        here.courier.wake(f"{batch_id}:0", "node")
+    server.killer = None
+    wait_until(
+        lambda: here.courier.wake(f"{batch_id}:0", "node") and here.batches.batch(batch_id).ended,
+        what="another worker to end the chunk",
+    )
+    assert here.batches.batch(batch_id).counts == {State.SENT: 29, State.HELD: 1}
+    assert here.outbox.record(f"{batch_id}-13").state is State.HELD
+    assert Counter(to for _, to in server.sent).most_common(1)[0][1] == 1
 
 
 def test_mails_leave_evenly_under_a_limit(bench: Callable[..., Bench], server: Server) -> None:

@@ -139,7 +139,7 @@ class Rig:
     def nodes_of_production(self, *, bulk: int = 1) -> list[Worker]:
         """What start_celery.sh starts, with that many bulk nodes; returns these."""
         self.node("critical,standard")
-        return [self.node("bulk") for _ in range(bulk)]
+        return [self.node("bulk", command=["nice", "-n", "15"]) for _ in range(bulk)]
 
     def _keep(self) -> None:
         while not self._ending.wait(0.2):

@@ -27,7 +27,7 @@ end
 
 local function done(why)
   redis.call('ZREM', due, n)
-  redis.call('HDEL', key, 'token', 'lease', 'worker')
+  redis.call('HDEL', key, 'token', 'lease', 'worker', 'at')
   return {'done', now, why}
 end
 
@@ -51,24 +51,33 @@ if holder[1] then
     call_batch(batch, now + 1000)
     return wait(now + 1000, 'its worker gets time to come back')
   end
-  -- The worker died with these mails in hand: whether the server took them, nobody can tell.
-  local contents = {}
+  -- The worker died. What it had sent it said; what it had not begun waits again; of the one that was in SMTP nobody
+  -- can tell whether the server took it.
+  local contents, at = {}, tonumber(redis.call('HGET', key, 'at') or '-1')
   for _, pos in ipairs(find('i', CHUNK)) do
-    local id = promote(batch, pos, contents)
-    local record = load(id)
-    if shared[4] == 'hold' then
-      finish(id, record, 'held',
-        {error = 'its worker died while it was being sent; whether the server took it, nobody can tell'})
-    elseif state == 'cancelled' then
-      finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = 1})
+    if redis.call('HEXISTS', key, pos) == 1 then
+      mark(batch, pos, 's')
+      move(batch, 'sending', 'sent', 1)
+    elseif pos ~= at then
+      mark(batch, pos, state == 'cancelled' and 'c' or 'q')
+      move(batch, 'sending', state == 'cancelled' and 'cancelled' or 'queued', 1)
     else
-      redis.call('HSET', email_key(id), 'duplicate', 1, 'next', now)
-      set_state(id, record, 'retrying')
-      log(id, {state = 'retrying', note = 'possible duplicate: the worker before died while sending', next = now})
-      look_again(id, record, now)
+      local id = promote(batch, pos, contents)
+      local record = load(id)
+      if shared[4] == 'hold' then
+        finish(id, record, 'held',
+          {error = 'its worker died while it was being sent; whether the server took it, nobody can tell'})
+      elseif state == 'cancelled' then
+        finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = 1})
+      else
+        redis.call('HSET', email_key(id), 'duplicate', 1, 'next', now)
+        set_state(id, record, 'retrying')
+        log(id, {state = 'retrying', note = 'possible duplicate: the worker before died while sending', next = now})
+        look_again(id, record, now)
+      end
     end
   end
-  redis.call('HDEL', key, 'token', 'lease', 'worker')
+  redis.call('HDEL', key, 'token', 'lease', 'worker', 'at')
 end
 
 if state == 'cancelled' then return done('cancelled') end

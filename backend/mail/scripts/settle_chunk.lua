@@ -44,7 +44,7 @@ if #freed > 0 then
   move(batch, 'sending', cancelled and 'cancelled' or 'queued', #freed)
 end
 if redis.call('HGET', key, 'token') == token then
-  redis.call('HDEL', key, 'token', 'lease', 'worker')
+  redis.call('HDEL', key, 'token', 'lease', 'worker', 'at')
   if #freed > 0 or leave == '1' then
     redis.call('ZADD', P .. 'due:' .. batch, now, n)
     call_batch(batch, now)
