@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple, cast
 
 from mail.answers import Page
@@ -296,18 +297,16 @@ class Batches:
         with self._wire.answered():
             if (state := self._batch(batch_id).state) is forbidden:
                 raise WrongState(f"a batch that is {state} sends nothing any more")
-            while not self._walk_on(batch_id, verb, slices=100):
+            for _ in self._slices(batch_id, verb):
                 pass
             return self._batch(batch_id)
 
-    def _walk_on(self, batch_id: str, verb: str, slices: int) -> bool:
-        """Part of a walk, from the start; whether it came to the end. What is done is not found again."""
+    def _slices(self, batch_id: str, verb: str) -> Iterator[None]:
+        """Walks through a batch, slice by slice. What is done is not found by a later walk."""
         position, token = 0, str(uuid.uuid4())
-        for _ in range(slices):
+        while position >= 0:
             _, position = self._wire.run("batch_walk", batch_id, verb, position, token, 200)
-            if position < 0:
-                return True
-        return False
+            yield
 
     # Looking after
 
@@ -323,7 +322,8 @@ class Batches:
             if why == "erase":
                 self.erase(batch_id, most=100)
             else:
-                self._walk_on(batch_id, why, slices=20)
+                for _ in islice(self._slices(batch_id, why), 100):
+                    pass
 
     def clean(self) -> bool:
         """Erase part of an old batch; whether there was one.

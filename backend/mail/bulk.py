@@ -1,7 +1,6 @@
 """One wake-up of a chunk: claim a few recipients, send, settle, and so on until nothing is left to begin."""
 
 import logging
-import random
 import threading
 import time
 import uuid
@@ -12,7 +11,7 @@ from typing import Protocol
 import redis
 
 from mail.chunks import CLAIM, Chunk, ChunkClaim, ChunkDone, ChunkId, Chunks, ChunkWaits, Result
-from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, until_written
+from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, jitter, until_written
 from mail.leases import LeaseKeeper
 from mail.mailing import Mailing, Recipient
 from mail.permits import Permits
@@ -80,8 +79,7 @@ class BulkCourier:
                         waited += claim.seconds
                         if not claim.slot or waited > PATIENCE or self._stopping.is_set():
                             return Ended(State.QUEUED, claim.reason, int(claim.seconds) + 1)
-                        # Not all at once: the threads that wait for the same slot.
-                        self._stopping.wait(claim.seconds * random.uniform(0.2, 1))  # noqa: S311  no secret
+                        self._stopping.wait(claim.seconds * jitter(0.2, 1))
                     case ChunkClaim():
                         permit.granted, waited = True, 0.0
                         with self._leases.hold(claim, asked_at):

@@ -79,7 +79,7 @@ class RetryPolicy:
 
     def delay(self, attempts: int) -> float:
         """Seconds until the next attempt after `attempts` failed ones."""
-        return random.uniform(1, max(1, min(self.maximum, self.base * 2**attempts)))  # noqa: S311  jitter, no secret
+        return jitter(1, max(1, min(self.maximum, self.base * 2**attempts)))
 
     def verdict(self, error: Exception, attempts: int) -> tuple[Outcome, dict[str, Any]]:
         """What an error means for the mail and for its lane: the arguments of `Outbox.settle`."""
@@ -110,6 +110,11 @@ class RetryPolicy:
         if isinstance(error, DeliveryError):
             return outcome, {"code": error.code, "reply": error.reply or None, "error": str(error), **arguments}
         return outcome, {"error": f"could not be prepared: {type(error).__name__}", **arguments}
+
+
+def jitter(low: float, high: float) -> float:
+    """A time in between, so that many that wait for the same thing do not come back together."""
+    return random.uniform(low, high)  # noqa: S311  no secret
 
 
 def until_written(what: str, write: Callable[[], T]) -> T:

@@ -111,12 +111,12 @@ class Intake:
         self._chunks = 0
         self._earlier: tuple[str, str] | None = None
         self._fingerprint = hashlib.sha256(_canonical([mailing.stored(), *_times(terms), terms.on_unknown]))
-        with self._wire.answered():
-            outbox.refuse_when_full()
+        self._refuse_when_full = outbox.refuse_when_full
         self._begin(idempotency.stored() if idempotency else "")
 
     def _begin(self, idempotency: str) -> None:
         with self._wire.answered():
+            self._refuse_when_full()
             reply = self._wire.run_in_time("batch_begin", self.id, idempotency, self._patience)
         match reply:
             case ["accepting", *_]:
@@ -259,6 +259,7 @@ class Intake:
             arguments += [self._chunks, *(json.dumps(it, ensure_ascii=False) for it in (content, persons))]
             self._chunks += 1
         with self._wire.answered():
+            self._refuse_when_full()
             reply = self._wire.run_in_time("batch_fill", self.id, self._patience, *arguments)
         if reply[0] != "filled":
             raise OutboxUnavailable(_NOT_TAKEN)

@@ -75,7 +75,7 @@ def outbox(make: Callable[..., Outbox]) -> Outbox:
     return make()
 
 
-def intake(outbox: Outbox, *, limit: int = 100_000, key: str | None = None, **terms: Any) -> Intake:
+def intake(outbox: Outbox, *, limit: int = 1_000_000, key: str | None = None, **terms: Any) -> Intake:
     return Intake(
         outbox,
         Batches(outbox),
@@ -178,6 +178,17 @@ class TestIntake:
         taking = intake(outbox, limit=3)
         with pytest.raises(InvalidEmail, match=r"recipients\.3: at most 3"):
             taking.take([f"p{number}@example.com" for number in range(4)])
+
+    def test_redis_fills_up_in_the_middle(self, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        taking = intake(outbox)
+        taking.take([f"p{number}@example.com" for number in range(500)])
+        full = {"used_memory": 95, "maxmemory": 100}
+        monkeypatch.setattr(outbox.wire, "info", lambda *_: full)
+        monkeypatch.setattr(outbox, "_memory_checked", float("-inf"))
+        with pytest.raises(OutboxUnavailable, match="nearly full"):
+            taking.take([f"q{number}@example.com" for number in range(500)])
+        taking.discard()
+        assert keys(outbox) == set()
 
     def test_no_recipient(self, outbox: Outbox) -> None:
         with pytest.raises(InvalidEmail, match="at least one recipient"):
@@ -507,6 +518,15 @@ class TestSteering:
         assert batch.ended
         assert batch.state is BatchState.CANCELLED
         assert isinstance(claim(outbox, batch_id, 7, token="t3"), ChunkDone)
+
+    def test_a_walk_comes_to_the_end_of_a_long_batch(self, outbox: Outbox) -> None:
+        batches, batch_id = Batches(outbox), accept(outbox, 120_500)
+        settle(outbox, granted(outbox, batch_id, 1_204), REFUSED, LOST)
+        assert batches.batch(batch_id).counts == {State.FAILED: 1, State.HELD: 9, State.QUEUED: 120_490}
+        assert batches.drop_held(batch_id).counts == {State.FAILED: 10, State.QUEUED: 120_490}
+        assert batches.retry_failed(batch_id).counts == {State.QUEUED: 120_500}
+        assert batches.cancel(batch_id).counts == {State.CANCELLED: 120_500}
+        assert batches.batch(batch_id).ended
 
     def test_a_cancel_that_broke_off_is_finished_by_the_sweep(self, outbox: Outbox) -> None:
         batches, batch_id = Batches(outbox), accept(outbox, 5_050)

@@ -10,7 +10,7 @@ local key = batch_key(batch)
 local shared = redis.call('HMGET', key, 'state', 'total')
 if not shared[1] then return {now, -1} end
 local total = tonumber(shared[2])
-local last = math.min(total, from + 20 * CHUNK) - 1
+local last = math.min(total, from + 50000) - 1
 local letters = redis.call('GETRANGE', states_key(batch), from, last)
 
 local ends = {cancel = 'cancelled', expire = 'expired'}
@@ -18,7 +18,7 @@ local wanted = ({cancel = '[qQR]', expire = '[qQR]', retry = 'F', release = 'H',
 local reasons = {cancel = 'its batch was cancelled', expire = 'its time ran out before it could be sent',
   drop = 'dropped by hand: whether the server took it, nobody can tell'}
 local compact, at, done = 0, 1, 0
-while done < most do
+while done < most and compact < 10 * most do
   at = letters:find(wanted, at)
   if not at then break end
   local pos, letter = from + at - 1, letters:sub(at, at)
@@ -38,5 +38,5 @@ while done < most do
   at = at + 1
 end
 if compact > 0 then move(batch, 'queued', ends[verb], compact) end
-if at and done == most then return {now, from + at - 1} end
+if at then return {now, from + at - 1} end
 return {now, last + 1 < total and last + 1 or -1}
