@@ -12,6 +12,7 @@ WEAK_CLIENTS = frozenset({"gmail.mobile-webmail", "outlook.windows-mail"})
 CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 CONTRAST_LARGE = 3.0
 PICTURE_AREA = 48 * 48  # px²; a larger picture without alternative text says something that is lost without it
+DRAWN = 4  # px; a letter of this size has a pixel in its own colour when it is drawn
 
 BUTTON_HEIGHT = 44  # px; WCAG 2.2, 2.5.5
 # Kinds without an action: their bodies are the sender's own.

@@ -120,7 +120,9 @@ def _dark(measured: Measured) -> Judged:
     seen = measured.seen
     own = max((_faint("dark", texts) for texts in (seen.dark, seen.dark_phone)), key=len)
     forced = _faint("forced dark", seen.forced)
-    chromium = _faint("forced dark by Chromium", seen.forced_chromium)
+    # Of smaller letters a picture has no pixel in their own colour; which one it has depends on the machine's fonts.
+    drawn = [text for text in seen.forced_chromium if text.size >= limits.DRAWN]
+    chromium = _faint("forced dark by Chromium", drawn)
     return f"{len(own)} / {len(forced)} / {len(chromium)}", own + forced + chromium
 
 
