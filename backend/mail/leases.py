@@ -72,8 +72,8 @@ class LeaseKeeper:
 
     def _renew_forever(self) -> None:
         while True:
+            self._wake.clear()  # before the look: what is held from now on sets it again
             if not self._held and not self._permits.held():
-                self._wake.clear()
                 self._wake.wait()
             self._wait(self._length / 4)
             with self._lock:
@@ -85,7 +85,7 @@ class LeaseKeeper:
         """Until it is time to renew; permits that nobody uses go back meanwhile."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.5) if self._permits.idle else left)
+            time.sleep(min(left, 0.5) if self._permits.limited else left)
             if old := self._permits.lapse():
                 try:
                     self._outbox.release(old)

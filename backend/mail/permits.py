@@ -30,7 +30,7 @@ class Permits:
     """
 
     def __init__(self, *, limited: bool, trim: Callable[[int], None]) -> None:
-        self._limited = limited
+        self.limited = limited
         self._trim = trim
         self._lock = threading.Lock()
         self._used: set[str] = set()
@@ -39,7 +39,7 @@ class Permits:
     @contextmanager
     def permit(self) -> Iterator[Permit]:
         """A permit for one mail or one chunk: one that lingers, or a new name to ask with."""
-        if not self._limited:
+        if not self.limited:
             yield Permit("")
             return
         with self._lock:
