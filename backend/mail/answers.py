@@ -72,11 +72,12 @@ class Claim(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """Not now; look again in `seconds`."""
+    """Not now; look again in `seconds`. `full`: because every connection is in use, the caller's permit is void."""
 
     state: State
     seconds: int
     reason: str
+    full: bool = False
 
 
 class Settled(NamedTuple):

@@ -76,6 +76,7 @@ class BulkCourier:
                     case ChunkDone():
                         return Ended(State.SENT, _summary(ended) or claim.why)
                     case ChunkWaits():
+                        permit.granted &= not claim.full
                         waited += claim.seconds
                         if not claim.slot or waited > PATIENCE or self._stopping.is_set():
                             return Ended(State.QUEUED, claim.reason, int(claim.seconds) + 1)

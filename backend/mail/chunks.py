@@ -47,11 +47,13 @@ class ChunkClaim(NamedTuple):
 
 
 class ChunkWaits(NamedTuple):
-    """Not now; there may be more to do in `seconds`. `slot`: because of the pace, so it is worth waiting for."""
+    """Not now; there may be more to do in `seconds`. `slot`: because of the pace, so it is worth waiting for.
+    `full`: because every connection is in use, the caller's permit is void."""
 
     seconds: float
     reason: str
     slot: bool = False
+    full: bool = False
 
 
 class ChunkDone(NamedTuple):
@@ -123,6 +125,8 @@ class Chunks:
                 return ChunkClaim(str(chunk), token, positions, delay / 1000, gap / 1000)
             case ["wait", _, milliseconds, reason]:
                 return ChunkWaits(milliseconds / 1000, reason)
+            case ["full", _, milliseconds, reason]:
+                return ChunkWaits(milliseconds / 1000, reason, full=True)
             case ["slot", _, milliseconds, reason]:
                 return ChunkWaits(milliseconds / 1000, reason, slot=True)
             case ["done", _, why]:

@@ -164,6 +164,7 @@ class Courier:
             claim = self._outbox.claim(email_id, str(uuid.uuid4()), worker, permit.name)
             match claim:
                 case Waits():
+                    permit.granted &= not claim.full
                     return Ended(claim.state, claim.reason, claim.seconds)
                 case State():
                     return Ended(claim, self._reason(email_id))

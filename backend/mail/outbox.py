@@ -176,6 +176,8 @@ class Outbox:
                 return Claim(*given, batch, delay / 1000)
             case ["wait", _, state, seconds, reason]:
                 return Waits(State(state), seconds, reason)
+            case ["full", _, state, seconds, reason]:
+                return Waits(State(state), seconds, reason, full=True)
             case ["done", _, state]:
                 return State(state)
         raise UnknownEmail

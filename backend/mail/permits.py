@@ -14,11 +14,11 @@ LINGER = 1.0  # seconds that an idle connection may keep others out
 
 
 class Permit:
-    """The name under which a connection is asked for. `granted` is set by who asked, when it was."""
+    """The name under which a connection is asked for. Who asks notes in `granted` whether it is theirs."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, granted: bool) -> None:
         self.name = name
-        self.granted = False
+        self.granted = granted
 
 
 class Permits:
@@ -40,12 +40,14 @@ class Permits:
     def permit(self) -> Iterator[Permit]:
         """A permit for one mail or one chunk: one that lingers, or a new name to ask with."""
         if not self.limited:
-            yield Permit("")
+            yield Permit("", granted=False)
             return
         with self._lock:
-            name = self._idle.popitem()[0] if self._idle else str(uuid.uuid4())
+            lingering = next(reversed(self._idle), None)
+            name = lingering or str(uuid.uuid4())
+            self._idle.pop(name, None)
             self._used.add(name)
-        permit = Permit(name)
+        permit = Permit(name, granted=lingering is not None)
         try:
             yield permit
         finally:

@@ -38,8 +38,17 @@ def test_one_that_was_refused_is_forgotten_with_its_connection(permits: Permits,
         first.granted = True
     with permits.permit() as again:
         assert again.name == first.name
+        again.granted = False
     assert permits.held() == []
     assert closed == [0]
+
+
+def test_one_that_was_not_needed_after_all_is_kept(permits: Permits) -> None:
+    with permits.permit() as first:
+        first.granted = True
+    with permits.permit() as again:
+        pass  # the email had ended
+    assert permits.held() == [again.name] == [first.name]
 
 
 def test_idle_ones_lapse(permits: Permits, closed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

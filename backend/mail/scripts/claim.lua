@@ -93,7 +93,7 @@ if held > now then
 end
 if not take_connection(record.lane, permit, connections, lease_ms) then
   look_again(id, record, now + 250)
-  return wait(now + 250, 'SMTP_MAX_CONNECTIONS are in use')
+  return {'full', now, record.state, 1, 'SMTP_MAX_CONNECTIONS are in use'}
 end
 local slots, at, why = take_slots(record.lane, 1, per_second, per_day)
 if slots == 0 then

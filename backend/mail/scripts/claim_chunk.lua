@@ -106,7 +106,8 @@ if held > now then
   return wait(held, 'the SMTP server is not taking mail; see /health/ready')
 end
 if not take_connection('bulk', permit, connections, lease_ms) then
-  return later(now + 500, 'SMTP_MAX_CONNECTIONS are in use')
+  later(now + 500, '')
+  return {'full', now, 500, 'SMTP_MAX_CONNECTIONS are in use'}
 end
 local slots, at, gap = take_slots('bulk', is_probing('bulk') and 1 or #left, per_second, per_day)
 if slots == 0 then
