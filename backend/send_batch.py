@@ -201,7 +201,7 @@ def _bar(console: Console) -> Iterator[Show]:
         def show(batch: Batch | None) -> None:
             if batch:
                 bar.update(task, description=batch.state, total=batch.total, completed=_done(batch))
-            live.update(Group(bar, Text(_details(batch))))
+            live.update(Group(bar, *(Text(part) for part in _details(batch))))
 
         yield show
 
@@ -214,7 +214,8 @@ def _lines(console: Console) -> Iterator[Show]:
     def show(batch: Batch | None) -> None:
         nonlocal said, said_state, said_at
         state = batch.state if batch else ""
-        line = f"{state}: {_done(batch)} of {batch.total} done; {_details(batch)}" if batch else _details(None)
+        line = f"{state}: {_done(batch)} of {batch.total} done" if batch else ""
+        line = "; ".join([line, *_details(batch)] if line else _details(batch))
         if line != said and (state != said_state or time.monotonic() - said_at >= LINE_SECONDS):
             console.print(line)
             said, said_state, said_at = line, state, time.monotonic()
@@ -226,9 +227,9 @@ def _done(batch: Batch) -> int:
     return sum(count for state, count in batch.counts.items() if state not in WAITING)
 
 
-def _details(batch: Batch | None) -> str:
+def _details(batch: Batch | None) -> list[str]:
     if batch is None:
-        return "Redis does not answer; looking again"
+        return ["Redis does not answer; looking again"]
     parts = [", ".join(f"{count} {state}" for state, count in batch.counts.items())]
     if batch.per_second:
         parts.append(f"{batch.per_second:.1f} mails per second")
@@ -236,7 +237,7 @@ def _details(batch: Batch | None) -> str:
         parts.append(f"{timedelta(seconds=round(batch.seconds_left))} left")
     if batch.limited_by:
         parts.append(f"limited by {batch.limited_by}")
-    return "; ".join(parts)
+    return parts
 
 
 def _summary(batch: Batch) -> Table:

@@ -100,6 +100,7 @@ def list_emails(
     """
     if batch is not None and to is None:
         page = get_batches().records(batch, state=state, cursor=cursor, limit=limit)
+        page = page._replace(items=[record for record in page.items if kind in (None, record.kind)])
     else:
         page = get_outbox().list(to=to, kind=kind, state=state, batch=batch, cursor=cursor, limit=limit)
     return EmailPage(items=[EmailSummary.model_validate(record) for record in page.items], next=page.next)

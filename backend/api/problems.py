@@ -150,7 +150,9 @@ async def _on_email_error(_: Request, error: Exception) -> JSONResponse:
             what = "batch" if isinstance(error, UnknownBatch) else "email"
             return problem(404, f"There is no {what} with this id.")
         case WrongState() | IdempotencyConflict() | BatchBeingAccepted():
-            return problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+            # Only one of them goes away by itself, and a new key in its place would send a batch twice.
+            later = {"Retry-After": "10"} if isinstance(error, BatchBeingAccepted) else {}
+            return problem(409, f"{str(error)[:1].upper()}{str(error)[1:]}.", headers=later)
         case RecipientLimited():
             return problem(
                 429,

@@ -149,12 +149,12 @@ def _compact(place: Place, shared: Mapping[str, str], state: State, recipient: l
         "state": state.value,
         "batch": place.batch,
         "payload": json.dumps(recipient),
-        "attempts": "1" if fact else "0",
+        "attempts": "1" if state is State.SENT else "0",
         "created": shared["created"],
         "updated": shared["created"],
     }
     data |= {name: shared[name] for name in ("send_at", "expires") if name in shared}
-    if fact:
+    if fact and state is State.SENT:  # before that it is a mark, for whoever takes a chunk over
         at, worker, code, reply = (*json.loads(fact), None, None)[:4]
         data |= {"sent": str(at), "updated": str(at)}
         data |= {name: str(value) for name, value in (("code", code), ("reply", reply)) if value is not None}

@@ -230,7 +230,8 @@ class Batches:
             found = re.finditer(f"[{pattern}]", letters) if pattern else iter(())
             positions = [start + match.start() for match, _ in zip(found, range(limit), strict=False)]
             following = positions[-1] + 1 if len(positions) == limit else start + len(letters)
-            items = list(self._records.records(batch_id, positions))
+            # What has moved on since the states were read is left to the page of its new state.
+            items = [record for record in self._records.records(batch_id, positions) if record.state in wanted]
         return Page(items, _cursor(following) if following < batch.total else None)
 
     # Steering

@@ -164,6 +164,9 @@ HeaderText = Annotated[
 ]
 """One line for a header, 1 to 200 characters."""
 
+Label = Annotated[str, StringConstraints(max_length=100), AfterValidator(_header_text), AfterValidator(_not_blank)]
+"""What a caller names something by: 1 to 100 characters on one line."""
+
 Name = Annotated[
     str,
     StringConstraints(max_length=100),

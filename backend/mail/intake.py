@@ -11,16 +11,16 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import redis
-from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from mail.answers import Idempotency
 from mail.batch_records import CHUNK
 from mail.batches import Batches, BatchState
 from mail.errors import BatchBeingAccepted, FieldError, IdempotencyConflict, InvalidEmail, OutboxUnavailable
-from mail.fields import HeaderText
+from mail.fields import Label
 from mail.kinds import field_errors
 from mail.mailing import Mailing, Recipient
 from mail.outbox import Outbox
@@ -49,7 +49,7 @@ class Terms(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    course_id: Annotated[HeaderText, StringConstraints(max_length=100)] | None = None
+    course_id: Label | None = None
     send_at: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     on_unknown: OnUnknown = "hold"

@@ -31,6 +31,10 @@ _name: TypeAdapter[str] = TypeAdapter(Name)
 _header_text: TypeAdapter[str] = TypeAdapter(HeaderText)
 
 
+BODIES = frozenset({"subject", "html", "text"})
+NO_PLACEHOLDER = "takes no {{ placeholders }}: it is the same for all recipients"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """One person of a batch. `data` holds the values of placeholders, or fields of the kind, as text."""
@@ -81,6 +85,9 @@ class Mailing:
             raise InvalidEmail([FieldError("kind", f"{why}must be one of {batchable}, or absent for free content")])
         if "to" in given:
             raise InvalidEmail([FieldError("to", "unknown field; every recipient has its own")])
+        fixed = [name for name in given if not (kind is CustomEmail and name in BODIES)]
+        if faults := [FieldError(name, NO_PLACEHOLDER) for name in fixed if "{{" in str(given[name])]:
+            raise InvalidEmail(faults)
         sample = kind.sample()
         filler = {} if kind is CustomEmail else sample.model_dump(include=set(kind.template_fields()))
         valid = kinds.parse({**filler, **given, "kind": word, "to": sample.to})

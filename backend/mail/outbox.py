@@ -265,7 +265,7 @@ class Outbox:
         Raises:
             UnknownEmail, WrongState, OutboxUnavailable
         """
-        return self._by_hand(email_id, "retry", _ms(self.numbers.first_look), verb="retried")
+        return self._by_hand(email_id, "retry", verb="retried")
 
     def _by_hand(self, email_id: str, script: str, *arguments: object, verb: str) -> Record:
         with self._wire.answered():

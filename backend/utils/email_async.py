@@ -169,6 +169,8 @@ def send_bulk_emails_async(
     A recipient is an address or `{"to", "name", "data"}`; `{{ name }}` and `{{ key }}` in subject, html and text
     stand for its name and its data. The same address twice gets one mail. `recipients` may be a generator.
     """
+    if isinstance(recipients, str | Mapping):
+        raise InvalidEmail([FieldError("recipients", "must be a list of recipients, not one")])
     given = {
         "subject": subject,
         "html": html,

@@ -1,6 +1,7 @@
 """Batches in the outbox: taken in whole or not at all, claimed, settled, steered; the counts always add up."""
 
 import itertools
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -454,6 +455,78 @@ class TestCrash:
             "recorded late, by a worker that had lost its lease"
         )
 
+    def test_a_death_counts_once_and_is_not_forgotten(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(lease=timedelta(milliseconds=300))
+        batch_id = accept(outbox, 1, on_unknown="resend")
+        settle(outbox, granted(outbox, batch_id), ("retry", {**GREYLISTED[1], "delay": 0}))
+        email_id = f"{batch_id}-0"
+        assert isinstance(outbox.claim(email_id, "first", "node"), Claim)
+        outbox.settle(email_id, "first", "release", error="connection refused")
+        assert isinstance(outbox.claim(email_id, "dead", "node"), Claim)
+        gate = outbox.wire.key("gate", "smtp")
+        outbox.wire.client.hset(gate, mapping={"step": 1, "next": 1 << 50, "reason": "down"})
+
+        def noticed() -> bool:
+            outbox.claim(email_id, "heir", "node")
+            return outbox.record(email_id).state is State.RETRYING
+
+        wait_until(noticed, what="the lease of the dead worker to run out")
+        for turn in range(3):
+            assert isinstance(outbox.claim(email_id, f"t{turn}", "node"), Waits)
+        assert seen(outbox, batch_id).counts == {State.RETRYING: 1}
+        outbox.wire.client.delete(gate)
+        assert isinstance(outbox.claim(email_id, "last", "node"), Claim)
+        # The same fault as before takes its own line back from the timeline, and no other.
+        outbox.settle(email_id, "last", "release", error="connection refused")
+        record = outbox.record(email_id)
+        assert record.possible_duplicate
+        assert record.timeline[-1].note == "possible duplicate: the worker before died while sending"
+
+    def test_in_a_cancelled_batch_it_is_cancelled_with_its_doubt(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(lease=timedelta(milliseconds=300))
+        batch_id = accept(outbox, 3, on_unknown="resend")
+        Chunks(outbox).mark(granted(outbox, batch_id, token="dead"), 0, "node", None)
+        Batches(outbox).cancel(batch_id)
+        wait_until(lambda: isinstance(claim(outbox, batch_id, token="heir"), ChunkDone), what="the lease to run out")
+        batch = seen(outbox, batch_id)
+        assert (batch.counts, batch.ended) == ({State.CANCELLED: 3}, True)
+        assert outbox.record(f"{batch_id}-0").possible_duplicate
+        assert not outbox.record(f"{batch_id}-1").possible_duplicate
+
+    @pytest.mark.parametrize("late", [("release", {"error": "frozen"}), REFUSED, GREYLISTED, LOST])
+    def test_a_worker_that_comes_back_late_takes_nothing_out_of_the_next_ones_hands(
+        self, make: Callable[..., Outbox], late: Any
+    ) -> None:
+        outbox = make(lease=timedelta(milliseconds=300))
+        batch_id = accept(outbox, 25)
+        frozen = granted(outbox, batch_id, token="frozen")
+
+        def next_worker(token: str) -> ChunkClaim:
+            found = wait_until(
+                lambda: one if isinstance(one := claim(outbox, batch_id, token=token), ChunkClaim) else None,
+                what="the lease before to run out",
+            )
+            assert found is not None
+            return found
+
+        heir = next_worker("heir")
+        assert heir.positions == frozen.positions
+        assert Chunks(outbox).mark(heir, 0, "node", None)
+        settle(outbox, frozen, late)
+        assert seen(outbox, batch_id).counts == {State.SENDING: 10, State.QUEUED: 15}
+        # And the mail that the heir has in SMTP is in doubt when it dies.
+        assert next_worker("third").positions == list(range(1, 11))
+        assert seen(outbox, batch_id).counts == {State.HELD: 1, State.SENDING: 10, State.QUEUED: 14}
+
+    def test_a_repeated_settlement_takes_nothing_out_of_the_next_ones_hands(self, outbox: Outbox) -> None:
+        batch_id = accept(outbox, 10)
+        first = granted(outbox, batch_id, token="first")
+        settle(outbox, first, SENT, BUSY)
+        outbox.wire.client.delete(outbox.wire.key("pace", "bulk"))
+        assert granted(outbox, batch_id, token="second").positions == list(range(1, 10))
+        settle(outbox, first, SENT, BUSY)  # because its answer was lost
+        assert seen(outbox, batch_id).counts == {State.SENT: 1, State.SENDING: 9}
+
     def test_one_that_died_before_its_first_mail_leaves_nothing_in_doubt(self, make: Callable[..., Outbox]) -> None:
         outbox = make(lease=timedelta(milliseconds=300))
         batch_id = accept(outbox, 25)
@@ -553,6 +626,9 @@ class TestSteering:
         settle(outbox, granted(outbox, batch_id), LOST)
         assert seen(outbox, batch_id).counts == {State.HELD: 2}
         assert batches.release_held(batch_id).counts == {State.QUEUED: 2}
+        record = outbox.record(f"{batch_id}-0")
+        assert record.possible_duplicate
+        assert record.timeline[-1].note == "possible duplicate: sent again by hand"
         assert isinstance(outbox.claim(f"{batch_id}-0", "own", "node"), Claim)
         outbox.settle(f"{batch_id}-0", "own", *LOST[:1], **LOST[1])
         assert batches.drop_held(batch_id).counts == {State.FAILED: 1, State.QUEUED: 1}
@@ -593,13 +669,18 @@ class TestLimits:
     def test_mails_per_second_over_all_workers(self, make: Callable[..., Outbox]) -> None:
         workers = [make(max_per_second=50) for _ in range(3)]
         batch_id = accept(workers[0], 1000)
-        claims = [claim(outbox, batch_id, at, token=f"t{at}") for at, outbox in enumerate(workers * 3)]
-        found = [one for one in claims if isinstance(one, ChunkClaim)]
-        starts = sorted(one.delay + at * one.gap for one in found for at in range(len(one.positions)))
+        began = time.monotonic()
+        found, starts = [], []
+        for at, outbox in enumerate(workers * 3):
+            one = claim(outbox, batch_id, at, token=f"t{at}")
+            if isinstance(one, ChunkClaim):
+                first = time.monotonic() - began + one.delay
+                found.append(one)
+                starts += [first + number * one.gap for number in range(len(one.positions))]
         # One second ahead is handed out, at 95 % of the limit: the rest is for the other lanes.
-        assert 46 <= len(starts) <= 52
-        assert max(starts) <= 1.2
-        assert all(isinstance(one, ChunkWaits) for one in claims[6:])
+        most = 47.5 * (1 + time.monotonic() - began) + 2
+        assert 46 <= len(starts) <= most
+        assert max(starts) <= 1.2 + time.monotonic() - began
         assert found[0].gap == pytest.approx(1 / 47.5, abs=0.002)
 
     def test_a_critical_mail_does_not_wait_for_a_batch(self, make: Callable[..., Outbox]) -> None:
@@ -693,6 +774,13 @@ class TestSeeing:
         assert [one.position for one in batches.recipients(batch_id, state=State.FAILED).items] == [100]
         with pytest.raises(InvalidEmail, match="cursor"):
             batches.recipients(batch_id, cursor="nonsense!")
+
+    def test_a_mark_is_no_news_before_it_is_settled(self, outbox: Outbox) -> None:
+        batches, batch_id = Batches(outbox), accept(outbox, 10)
+        found = granted(outbox, batch_id)
+        Chunks(outbox).mark(found, 1, "node", Result(0, *SENT))
+        first = batches.recipients(batch_id, state=State.SENDING).items[0]
+        assert (first.state, first.sent_at, first.smtp_code) == (State.SENDING, None, None)
 
     def test_the_list_is_newest_first(self, outbox: Outbox) -> None:
         ids = [accept(outbox, 1) for _ in range(5)]

@@ -394,3 +394,15 @@ def test_one_pass_fills_all_and_nothing_else(text: str, value: str) -> None:
     except InvalidEmail:
         return
     assert content.names() == set(template.names)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"subject": "News", "text": "Open.", "from_name": "{{ name }}"},
+        {"kind": "course_enrollment", "course_name": "{{ course }}"},
+    ],
+)
+def test_what_is_the_same_for_all_takes_no_placeholders(given: dict[str, str]) -> None:
+    with pytest.raises(InvalidEmail, match="takes no"):
+        Mailing.parse(given)

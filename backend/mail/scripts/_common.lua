@@ -37,11 +37,13 @@ local function log(id, entry)
   redis.call('HSET', email_key(id), 'log', old and (old .. '\n' .. line) or line)
 end
 
--- Takes the last line of the timeline back, if it says that sending began.
+-- Takes the last line of the timeline back, if it says that sending began and nothing else.
 local function unlog(id)
   local lines = redis.call('HGET', email_key(id), 'log')
   local rest, last = lines:match('^(.*)\n([^\n]*)$')
-  if rest and cjson.decode(last).state == 'sending' then redis.call('HSET', email_key(id), 'log', rest) end
+  if not rest then return end
+  local entry = cjson.decode(last)
+  if entry.state == 'sending' and not entry.note then redis.call('HSET', email_key(id), 'log', rest) end
 end
 
 -- The state of each recipient of a batch is one letter in one string: small while the recipient has no record of its

@@ -19,11 +19,13 @@ local function grant(delay)
     record.expires and record.expires - record.created or '', record.batch or '', delay}
 end
 
+local DIED = 'possible duplicate: the worker before died while sending'
+local copy = nil
 local function wait(at, reason)
+  if copy then log(id, {state = 'retrying', note = DIED, next = now}) end
   return {'wait', now, record.state, math.max(1, math.ceil((at - now) / 1000)), reason}
 end
 
-local copy = nil
 if record.state == 'sending' then
   if record.token == token then return grant(0) end
   local lease = tonumber(record.lease)
@@ -36,7 +38,6 @@ if record.state == 'sending' then
     return wait(now + 1000, 'its worker gets time to come back')
   end
   -- The worker died with this mail in hand: whether the server took it, nobody can tell.
-  copy = 1
   if holds(record) then
     finish(id, record, 'held', {error = 'its worker died while sending it; whether the server took it, nobody can tell'})
     return {'done', now, 'held'}
@@ -47,15 +48,17 @@ if record.state == 'sending' then
     finish(id, record, 'failed', {error = 'its worker died ' .. deaths .. ' times while sending it'})
     return {'done', now, 'failed'}
   end
+  -- From now on nobody has it, also if something makes it wait: a death counts once.
+  local at = deaths > 1 and now + tonumber(death_pause) * 4 ^ (deaths - 2) or now
+  redis.call('HDEL', email_key(id), 'token', 'lease', 'worker')
+  redis.call('HSET', email_key(id), 'next', at)
+  set_state(id, record, 'retrying')
   if deaths > 1 then
-    local at = now + tonumber(death_pause) * 4 ^ (deaths - 2)
-    redis.call('HDEL', email_key(id), 'token', 'lease', 'worker')
-    redis.call('HSET', email_key(id), 'next', at)
-    set_state(id, record, 'retrying')
     log(id, {state = 'retrying', note = 'its worker died ' .. deaths .. ' times', next = at})
     look_again(id, record, at)
     return wait(at, 'its worker died')
   end
+  copy = 1
 end
 
 if record.superseded_by then
@@ -107,5 +110,5 @@ redis.call('HDEL', email_key(id), 'next')
 redis.call('ZADD', due_key(record), now + lease_ms, id)
 set_state(id, record, 'sending')
 log(id, {state = 'sending', worker = worker, attempt = tonumber(record.attempts or '0') + 1,
-  note = copy and 'possible duplicate: the worker before died while sending' or nil})
+  note = copy and DIED or nil})
 return grant(math.max(0, math.ceil(at - now)))

@@ -68,6 +68,7 @@ if holder[1] then
         finish(id, record, 'held',
           {error = 'its worker died while it was being sent; whether the server took it, nobody can tell'})
       elseif state == 'cancelled' then
+        redis.call('HSET', email_key(id), 'duplicate', 1)
         finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = 1})
       else
         redis.call('HSET', email_key(id), 'duplicate', 1, 'next', now)

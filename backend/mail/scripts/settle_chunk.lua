@@ -4,6 +4,8 @@
 local _, batch, n, token, worker, results, leave = unpack(ARGV)
 local key, contents, sent, freed = chunk_key(batch, n), {}, 0, {}
 if redis.call('EXISTS', key) == 0 then return {'unknown', now} end
+-- Else what is being sent is in the hands of another worker, and the only news about it would be that it was sent.
+local mine = redis.call('HGET', key, 'token') == token
 
 results = cjson.decode(results)
 local from = {}
@@ -29,11 +31,11 @@ for _, result in ipairs(results) do
   local letter = letter_at(batch, pos)
   if letter ~= letter:lower() then
     settle_email(email_id(batch, pos), token, outcome, args)
-  elseif letter == 'i' and outcome == 'release' then
+  elseif mine and letter == 'i' and outcome == 'release' then
     if args.gate then close(args.gate, token, args.error, args.cap) end
     if args.slow then slow('bulk', args.error) end
     freed[#freed + 1] = pos
-  elseif letter == 'i' then
+  elseif mine and letter == 'i' then
     settle_email(promote(batch, pos, contents, worker, token), token, outcome, args)
   end
 end
@@ -43,7 +45,7 @@ if #freed > 0 then
   for _, pos in ipairs(freed) do mark(batch, pos, cancelled and 'c' or 'q') end
   move(batch, 'sending', cancelled and 'cancelled' or 'queued', #freed)
 end
-if redis.call('HGET', key, 'token') == token then
+if mine then
   redis.call('HDEL', key, 'token', 'lease', 'worker', 'at')
   if #freed > 0 or leave == '1' then
     redis.call('ZADD', P .. 'due:' .. batch, now, n)
