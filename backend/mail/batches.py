@@ -337,7 +337,11 @@ class Batches:
         old = cast("list[str]", self._redis.zrangebyscore(self._wire.key("batches"), "-inf", cutoff, 0, 20))
         for batch_id in old:
             finished = cast("str | None", self._redis.hget(self._wire.key("batch", batch_id), "finished"))
-            if finished is not None and int(finished) <= cutoff:
+            if finished is None or int(finished) > cutoff:
+                continue
+            # First, so that nobody revives what is half gone.
+            ended = (BatchState.FINISHED, BatchState.CANCELLED)
+            if self._wire.run("batch_abandon", batch_id, *ended)[0] == "erasing":
                 self.erase(batch_id, most=20)
                 return True
         return False

@@ -240,7 +240,7 @@ class Intake:
             self._open = False
             with suppress(redis.RedisError):
                 # It may be live without our knowing, if the answer to the flip was lost.
-                if self._wire.run("batch_abandon", self.id)[0] == "erasing":
+                if self._wire.run("batch_abandon", self.id, BatchState.ACCEPTING)[0] == "erasing":
                     self._batches.erase(self.id)
 
     @property

@@ -608,6 +608,31 @@ class TestSteering:
         assert seen(outbox, batch_id).counts == {State.CANCELLED: 5_050}
         assert batches.batch(batch_id).ended
 
+    def test_a_chunk_of_a_cancel_that_broke_off(self, outbox: Outbox) -> None:
+        batch_id = accept(outbox, 150)
+        outbox.wire.run("batch_steer", batch_id, "cancel")
+        assert isinstance(claim(outbox, batch_id, 1), ChunkDone)
+        assert seen(outbox, batch_id).counts == {State.CANCELLED: 50, State.QUEUED: 100}
+
+    def test_a_recipient_of_a_batch_that_is_none_yet(self, outbox: Outbox) -> None:
+        half = intake(outbox)
+        half.take([f"p{number}@example.com" for number in range(600)])
+        with pytest.raises(UnknownEmail):
+            outbox.cancel(f"{half.id}-3")
+        assert half.finish().total == 600
+
+    def test_an_old_batch_that_is_half_erased_is_not_revived(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(retention=timedelta(0))
+        batches, batch_id = Batches(outbox), accept(outbox, 2_500)
+        settle(outbox, granted(outbox, batch_id), REFUSED)
+        batches.cancel(batch_id)
+        wait_until(batches.clean, what="the batch to be old")
+        for steer in (batches.retry_failed, batches.drop_held, batches.resume):
+            with pytest.raises(UnknownBatch):
+                steer(batch_id)
+        wait_until(lambda: not batches.clean(), what="the rest of it to be removed")
+        assert not [key for key in keys(outbox) if batch_id in key]
+
     def test_retry_failed(self, outbox: Outbox) -> None:
         batches, batch_id = Batches(outbox), accept(outbox, 3)
         settle(outbox, granted(outbox, batch_id), SENT, REFUSED)
@@ -633,6 +658,8 @@ class TestSteering:
         outbox.settle(f"{batch_id}-0", "own", *LOST[:1], **LOST[1])
         assert batches.drop_held(batch_id).counts == {State.FAILED: 1, State.QUEUED: 1}
         assert "dropped by hand" in (outbox.record(f"{batch_id}-0").error or "")
+        batches.retry_failed(batch_id)
+        assert outbox.record(f"{batch_id}-0").timeline[-1].note == "possible duplicate: sent again by hand"
 
     @pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
     def test_not_when_it_has_finished(self, outbox: Outbox, verb: str) -> None:

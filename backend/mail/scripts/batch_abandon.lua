@@ -1,9 +1,12 @@
 #!lua flags=allow-oom
--- Gives up taking a batch in: from now on it can only be erased. One that has become live stays as it is.
+-- From now on a batch can only be erased: one that is given up while it is taken in, or one that is old. Only if it is
+-- in one of the states given; answers with the state it is in now.
 local _, batch = unpack(ARGV)
 local state = redis.call('HGET', batch_key(batch), 'state')
-if state == 'accepting' then
-  redis.call('HSET', batch_key(batch), 'state', 'erasing')
-  state = 'erasing'
+for i = 3, #ARGV do
+  if state == ARGV[i] then
+    redis.call('HSET', batch_key(batch), 'state', 'erasing')
+    state = 'erasing'
+  end
 end
 return {state or 'gone', now}

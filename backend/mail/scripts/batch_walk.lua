@@ -32,6 +32,7 @@ while done < most and compact < 10 * most do
     if verb == 'retry' or verb == 'release' then
       retry_email(id, token, now)
     else
+      if verb == 'drop' then redis.call('HSET', email_key(id), 'doubt', 1) end
       finish(id, load(id), ends[verb] or 'failed', {error = reasons[verb]})
     end
   end

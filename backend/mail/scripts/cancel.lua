@@ -3,7 +3,8 @@
 local _, id, token, reason = unpack(ARGV)
 local record = load(id)
 local batch, pos = address_of(id)
-if batch and not record.state and letter_at(batch, pos) == 'q' then
+local of_batch = batch and redis.call('HGET', batch_key(batch), 'state')
+if of_batch and of_batch ~= 'accepting' and of_batch ~= 'erasing' and not record.state and letter_at(batch, pos) == 'q' then
   record = load(promote(batch, pos, {}))
 end
 if not record.state then return {'unknown', now} end

@@ -81,7 +81,13 @@ if holder[1] then
   redis.call('HDEL', key, 'token', 'lease', 'worker', 'at')
 end
 
-if state == 'cancelled' then return done('cancelled') end
+if state == 'cancelled' then
+  -- Whoever cancelled it may have died before it came here.
+  local rest = find('q', CHUNK)
+  for _, pos in ipairs(rest) do mark(batch, pos, 'c') end
+  if #rest > 0 then move(batch, 'queued', 'cancelled', #rest) end
+  return done('cancelled')
+end
 local left = find('q', size)
 if #left == 0 then return done('finished') end
 if expires > 0 and expires <= now then
