@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_chance = random.SystemRandom()  # processes that start together must not draw the same
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -114,7 +116,7 @@ class RetryPolicy:
 
 def jitter(low: float, high: float) -> float:
     """A time in between, so that many that wait for the same thing do not come back together."""
-    return random.uniform(low, high)  # noqa: S311  no secret
+    return _chance.uniform(low, high)
 
 
 def until_written(what: str, write: Callable[[], T]) -> T:

@@ -712,13 +712,15 @@ class TestLimits:
 
     def test_a_critical_mail_does_not_wait_for_a_batch(self, make: Callable[..., Outbox]) -> None:
         outbox = make(max_per_second=2)
-        batch_id = accept(outbox, 100)
+        batch_id = accept(outbox, 200)
         granted(outbox, batch_id)
         for lane in (PasswordResetEmail.sample(), WelcomeEmail.sample()):
             found = outbox.claim(outbox.accept(lane).id, "t", "node")
             assert isinstance(found, Claim)
             assert found.delay < 0.6
-        assert isinstance(claim(outbox, batch_id, token="t2"), ChunkWaits | ChunkClaim)
+        waits = claim(outbox, batch_id, 1, token="t2")
+        assert isinstance(waits, ChunkWaits)
+        assert waits.slot
 
     def test_mails_per_day(self, make: Callable[..., Outbox]) -> None:
         outbox = make(max_per_day=20)
@@ -777,7 +779,7 @@ class TestFairness:
     def test_a_small_batch_does_not_wait_behind_a_large_one(self, outbox: Outbox) -> None:
         large, small = accept(outbox, 5_000), accept(outbox, 50)
         due = [one.id.partition(":")[0] for one in outbox.sweep(Lane.BULK, 10, "node").due]
-        assert Counter(due) == {large: 9, small: 1} or due.count(small) == 1
+        assert Counter(due) == {large: 9, small: 1}
 
     def test_what_nobody_took_up_comes_again(self, make: Callable[..., Outbox]) -> None:
         outbox = make(first_look=timedelta(milliseconds=200))

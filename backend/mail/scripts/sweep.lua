@@ -68,6 +68,10 @@ for i, source in ipairs(sources) do
   local share = lane == 'bulk' and math.ceil(room / (#sources - i + 1)) or room
   if share > 0 then pick(source, share) end
 end
+-- What a small one left over.
+for _, source in ipairs(sources) do
+  if room > 0 then pick(source, room) end
+end
 for i, batch in ipairs(batches) do
   local first = redis.call('ZRANGE', sources[i], 0, 0, 'WITHSCORES')
   if first[1] then
