@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from support.needs import missing
 from support.processes import wait_until
 
 AXE = Path(__file__).resolve().parents[2] / "tools/mails/node_modules/axe-core/axe.min.js"
@@ -46,7 +46,7 @@ def chromium_profile(directory: Path) -> Iterator[BrowserContext]:
 def axe_violations(page: Page) -> list[str]:
     """What axe finds wrong, with every rule and best practice on; frames are not entered."""
     if not AXE.exists():
-        _missing("axe-core is not installed: run ../../.venv/bin/npm ci in tools/mails")
+        missing("axe-core is not installed: run ../../.venv/bin/npm ci in tools/mails")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run({iframes: false})")
     assert found["passes"], "axe has looked at nothing"
@@ -80,10 +80,4 @@ def _chromium() -> str:
     for name in filter(None, names):
         if path := shutil.which(name):
             return path
-    return _missing("Chromium is not installed: apt-get install chromium, or name one in CHROMIUM")
-
-
-def _missing(what: str) -> str:
-    if os.environ.get("REQUIRE_BROWSER") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
+    missing("Chromium is not installed: apt-get install chromium, or name one in CHROMIUM")

@@ -1,12 +1,15 @@
 """Real Valkey, worker and API processes for tests, on free ports, ended with the test."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,9 +24,24 @@ BACKEND = Path(__file__).resolve().parents[2] / "backend"
 BIN = Path(sys.executable).parent
 
 
+def _candidates() -> Iterator[int]:
+    # Below the ports that kernels hand out (32768 and up on Linux): else another test's server, bound to port 0, gets
+    # this port before its owner does. Each process of pytest-xdist has 1,500 of its own.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw13").removeprefix("gw")
+    ports = range(10_000, 31_000)[1_500 * (int(worker) % 14) :][:1_500]
+    start = secrets.randbelow(len(ports))
+    return cycle([*ports[start:], *ports[:start]])
+
+
+_ports = _candidates()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nothing listens on, and that nobody else is given."""
+    for port in _ports:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port")
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float = 20, what: str = "the condition") -> T:

@@ -20,6 +20,7 @@ from limits import MEANING
 from mail.rendering import Rendered
 from marks import MARKS, Measured, judge
 from samples import Mail, as_sent
+from support.needs import missing
 from support.tripwire import tripwire
 
 pytestmark = pytest.mark.timeout(300)  # the first test measures all mails, on a machine that may be busy
@@ -209,13 +210,12 @@ BROKEN: list[tuple[str, Change, Change, set[str]]] = [
 
 @pytest.fixture(scope="module")
 def tools() -> None:
-    """Skips where the tools are not installed; fails there with REQUIRE_BROWSER=1."""
-    required = os.environ.get("REQUIRE_BROWSER") == "1"
+    """Skips where the tools are not installed, or fails; see needs.py."""
     lacks = score.missing()
-    if not node.AXE.exists() and not required:
+    if not node.AXE.exists() and not os.environ.get("REQUIRE_ALL"):
         lacks.append("the packages of Node are not installed: run tools/mails/score.py")
     if lacks:
-        (pytest.fail if required else pytest.skip)("; ".join(lacks))
+        missing("; ".join(lacks))
 
 
 def mail(html: str = HTML, text: str = TEXT) -> Mail:
