@@ -73,7 +73,7 @@ def send_email(self: "Task[..., Any]", to: str, name: str, link: str) -> None:
 
 
 def _backoff(task: "Task[..., Any]") -> int:
-    return min(15, 2 ** (task.request.retries or 0))
+    return min(15, 2 ** int(task.request.retries or 0))
 
 
 @api.post("/emails", status_code=202)

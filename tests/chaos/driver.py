@@ -214,6 +214,6 @@ class Stand:
         fates = self.service.fates([*{one.id for one in asked if one.id} | named])
         return settle(asked, self.arrived(), fates, records=self.service.records)
 
-    def in_smtp(self) -> int:
-        """How many sessions the SMTP server has open: no fewer than mails are in them."""
-        return self.smtp.open_connections
+    def wait_for_sessions(self, count: int) -> None:
+        """Until the SMTP server has that many mails in hand. Only where it is slow: an idle session counts, too."""
+        wait_until(lambda: self.smtp.open_connections >= count, timeout=30, what=f"{count} mails in SMTP")

@@ -72,7 +72,7 @@ class Script:
 
     def programs(self) -> dict[str, psutil.Process]:
         """The programs below it, by name."""
-        found = {}
+        found: dict[str, psutil.Process] = {}
         for process in self.tree():
             try:
                 words = " ".join(process.cmdline())
