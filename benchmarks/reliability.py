@@ -8,7 +8,6 @@ Every row is a line of the table. Exits with 1 when a row of our service is not 
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -16,11 +15,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-os.environ["ENV_FILE"] = os.devnull
-sys.path.insert(0, str(ROOT / "backend"))
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backend"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
 import redis
 

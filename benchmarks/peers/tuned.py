@@ -73,7 +73,8 @@ def send_email(self: "Task[..., Any]", to: str, name: str, link: str) -> None:
 
 
 def _backoff(task: "Task[..., Any]") -> int:
-    return min(15, 2 ** int(task.request.retries or 0))
+    seconds: int = 2 ** int(task.request.retries or 0)
+    return min(15, seconds)
 
 
 @api.post("/emails", status_code=202)
