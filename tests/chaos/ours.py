@@ -178,7 +178,7 @@ def disk_full(lab: Lab) -> Tally:
 
 
 def memory_full(lab: Lab) -> Tally:
-    """Redis near maxmemory: accepting stops, delivering goes on. At it: what was accepted is sent once there is room."""
+    """Redis near maxmemory: accepting stops, delivering goes on. At it: all is sent once there is room."""
     tally = Tally()
     for share in (0.95, 1.0):
         with lab.stand(delay=0.2, WORKER_CONCURRENCY="4") as stand, stand.valkey.client() as client:
