@@ -10,13 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 from celery import Celery
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, setup_logging
 from kombu import Exchange, Queue
 
+import logs
 from mail.errors import ConfigurationError, OutboxUnavailable
+from mail.findings import refuse_unfit
 from mail.kinds import Lane
-from mail.wire import refuse_unfit
-from settings import Settings, get_settings
+from settings import Settings, get_settings, read_settings
 
 EXCHANGE = Exchange("lms-mail", type="direct")
 
@@ -84,6 +85,17 @@ def create_app(settings: Settings) -> Celery:
         timezone="UTC",
     )
     return app
+
+
+@celeryd_init.connect
+def _begin_to_log(sender: str, instance: Any, **_: object) -> None:
+    logs.set_up(sender, read_settings())
+    instance.quiet = True  # the banner is no log line; what it tells is in node.started
+
+
+@setup_logging.connect
+def _keep_logging(**_: object) -> None:
+    """Celery sets logging up by itself unless somebody listens to this signal."""
 
 
 @celeryd_init.connect

@@ -5,16 +5,14 @@ silently has its default.
 """
 
 import difflib
-import logging
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dotenv.parser import Binding, parse_stream
 
 from mail.errors import ConfigurationError
-
-logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMILAR = 0.8  # difflib's ratio: SMTP_PASS is meant for SMTP_PASSWORD, SMTP_TLS for nothing of ours
@@ -22,29 +20,37 @@ UNREADABLE = "must read NAME=value, or begin with #"
 _OPENS_QUOTE = re.compile(r"""\s*(?:export\s+)?[^=#\s]+[^\S\n]*=[^\S\n]*["']""")
 
 
-def setting_lines(path: Path, known: Collection[str]) -> dict[str, int]:
-    """The line numbers of the settings in a file, by upper-case name; of the last one when a name comes twice.
+class EnvFile(NamedTuple):
+    """What a file holds."""
 
-    Logs a warning for a name that comes twice and for one that looks like a misspelt setting. Other names are let
-    be: a file may be shared with other programs. No message shows a value.
+    lines: dict[str, int]
+    """The line numbers of its settings, by upper-case name; of the last one when a name comes twice."""
+
+    remarks: list[str]
+    """Names that come twice, and names that look like a misspelt setting."""
+
+
+def read_env_file(path: Path, known: Collection[str]) -> EnvFile:
+    """Look through a file. Names that are nothing like a setting are let be: a file may be shared with other
+    programs. No message shows a value.
 
     Raises:
         ConfigurationError: the file cannot be read, or a line of it; names file and line.
     """
     lines: dict[str, int] = {}
+    remarks: list[str] = []
     for line, binding in _bindings(path):
         if fault := _fault(binding, known):
             raise ConfigurationError(f"{shown(path)}, line {line}: {fault}")
         name = (binding.key or "").upper()
+        place = f"{shown(path)}, line {line}: {name}"
         if name in lines:
-            logger.warning(
-                "%s, line %d: %s is on line %d too; the last one counts", shown(path), line, name, lines[name]
-            )
+            remarks.append(f"{place} is on line {lines[name]} too; the last one counts")
         if name in known:
             lines[name] = line
         elif meant := _meant(name, known):
-            logger.warning("%s, line %d: %s is not a setting; did you mean %s?", shown(path), line, name, meant)
-    return lines
+            remarks.append(f"{place} is not a setting; did you mean {meant}?")
+    return EnvFile(lines, remarks)
 
 
 def shown(path: Path) -> str:

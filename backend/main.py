@@ -1,29 +1,36 @@
 """The web application: `uvicorn main:app`, from `backend/`."""
 
 import gc
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from api import access_log, batches, docs_page, emails, health, problems, tasks
+import logs
+from api import batches, connections, docs_page, emails, health, metrics, problems, tasks
 from api.batch_events import streams
 from api.limits import BodyLimit, Limit
+from api.request_log import HEADER
 from mail.errors import ConfigurationError, OutboxUnavailable
-from mail.wire import refuse_unfit
-from settings import Settings, get_settings
-from utils.composition import close, get_outbox
+from mail.findings import refuse_unfit
+from settings import Settings, get_settings, read_settings
+from utils.composition import close, get_outbox, new_alerter
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
     streams.end_with_process()
+    alerter = new_alerter()  # here too: no worker node may be left to say that there is none
+    if alerter:
+        alerter.start()
     yield
+    if alerter:
+        alerter.stop()
     close()
 
 
@@ -40,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    access_log.install()
+    connections.install()
     docs_page.install(app)
     app.add_middleware(
         BodyLimit,
@@ -52,17 +59,17 @@ def create_app(settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "Content-Type", "Last-Event-ID"],
-            expose_headers=["Idempotent-Replayed", "Retry-After"],
+            allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "Content-Type", "Last-Event-ID", HEADER],
+            expose_headers=["Idempotent-Replayed", "RateLimit", "RateLimit-Policy", "Retry-After", HEADER],
         )
-    for router in (emails.router, batches.router, tasks.router, health.router):
+    for router in (emails.router, batches.router, tasks.router, health.router, metrics.router):
         app.include_router(router)
     return app
 
 
 def _say_if_closed(settings: Settings) -> None:
     if not settings.keys:  # development only: elsewhere the settings demand one
-        logger.warning("No API_KEYS: every call of the API is answered with 401, which says how to make a key.")
+        logger.warning("api.closed", hint="no API_KEYS: every call gets a 401, which says how to make a key")
 
 
 def _check_redis() -> None:
@@ -75,7 +82,7 @@ def _check_redis() -> None:
         with outbox.answered():
             refuse_unfit(outbox.info())
     except OutboxUnavailable as error:
-        logger.warning("%s; until that is mended, emails are answered with 503.", error)
+        logger.warning("outbox.unavailable", error=str(error), hint="until this is mended, emails get a 503")
 
 
 def _keep_answering() -> None:
@@ -90,6 +97,7 @@ def _keep_answering() -> None:
 
 
 try:
+    logs.set_up("api", read_settings())
     app = create_app(get_settings())
     _say_if_closed(get_settings())
     _check_redis()

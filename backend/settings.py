@@ -4,23 +4,26 @@
 Lists are comma-separated. `.env.example` holds the same names with a comment each (a test compares the two).
 """
 
+import base64
 import hashlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import structlog
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from env_file import setting_lines, shown
+import logs
+from env_file import EnvFile, read_env_file, shown
 from mail.errors import ConfigurationError
 from mail.fields import Address, HeaderText, Link
 from mail.vault import Vault
@@ -28,6 +31,8 @@ from mail.vault import Vault
 BACKEND = Path(__file__).resolve().parent
 ENV_FILE = Path(os.environ.get("ENV_FILE") or BACKEND / ".env")
 KEY_FILE = BACKEND / ".outbox-key"
+
+logger = structlog.get_logger(__name__)
 
 
 class Scope(StrEnum):
@@ -50,6 +55,10 @@ class ApiKey(NamedTuple):
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -84,6 +93,30 @@ def _user_and_password(value: SecretStr) -> SecretStr:
     return value
 
 
+def _webhook_url(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username
+    except ValueError:  # quotes the URL
+        fit = False
+    if not (fit and value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
+        raise ValueError("must be a URL such as https://alerts.example.com/mail, without a user and password")
+    return value
+
+
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    if not value:
+        return value
+    try:
+        size = len(base64.b64decode(value.get_secret_value().removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    # https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#symmetric
+    if not (value.get_secret_value().startswith("whsec_") and 24 <= size <= 64):
+        raise ValueError('must be whsec_ and 24 to 64 bytes in base64: echo "whsec_$(openssl rand -base64 32)"')
+    return value
+
+
 def _color(value: str) -> str:
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", value):
         raise ValueError("must be a colour such as #1f5eff")
@@ -94,6 +127,8 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 FlowerAuth = Annotated[SecretStr, AfterValidator(_user_and_password)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+WebhookUrl = Annotated[SecretStr, AfterValidator(_webhook_url)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -111,6 +146,8 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["development", "staging", "production"] = "development"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    log_format: Literal["auto", "json", "text"] = "auto"
 
     # Redis: outbox and, unless CELERY_BROKER_URL says otherwise, Celery's broker.
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
@@ -140,6 +177,7 @@ class Settings(BaseSettings):
     allowed_link_hosts: CommaSeparated = ()
     cors_origins: CommaSeparated = ()
     recipient_hourly_limit: int = Field(5, ge=1)
+    api_requests_per_minute: int = Field(6_000, ge=0)
     max_body_bytes: int = Field(5_000_000, ge=1_000)
     batch_max_recipients: int = Field(100_000, ge=1)
     batch_stream_max_recipients: int = Field(1_000_000, ge=1, le=10_000_000)
@@ -155,6 +193,13 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(20, ge=1, le=1000)
     lease_seconds: float = Field(20, ge=2)
     watchdog_seconds: Seconds = 60
+
+    # Alerts
+    alert_webhook_url: WebhookUrl | None = None
+    alert_webhook_secret: WebhookSecret = SecretStr("")
+    alert_dead_letters: int = Field(1, ge=1)
+    alert_interval_seconds: Seconds = 60
+    alert_lane_still_seconds: Seconds = 300
 
     # Brand, shown in every mail
     brand_name: HeaderText = "Example Academy"
@@ -177,6 +222,11 @@ class Settings(BaseSettings):
     @property
     def development(self) -> bool:
         return self.environment == "development"
+
+    @property
+    def logs_as_json(self) -> bool:
+        """Whether a log line is a JSON object; else it is for the eye."""
+        return self.log_format == "json" or (self.log_format == "auto" and not self.development)
 
     @property
     def broker_url(self) -> str:
@@ -202,9 +252,34 @@ class Settings(BaseSettings):
         return tuple(_parse_key(entry) for entry in _entries(self.api_keys))
 
     @property
+    def keys_in_clear(self) -> tuple[tuple[ApiKey, str], ...]:
+        """The callers, each with what it sends, for programs that call the API themselves or judge the keys."""
+        return tuple((_parse_key(entry), entry.split(":", 2)[2]) for entry in _entries(self.api_keys))
+
+    @property
     def outbox_key_list(self) -> tuple[str, ...]:
         """Fernet keys for secret fields, newest first."""
         return tuple(_entries(self.outbox_keys))
+
+    @property
+    def secrets(self) -> Iterator[str]:
+        """Every value that nothing may show."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if not isinstance(value, SecretStr):
+                continue
+            match name:
+                case "api_keys":
+                    yield from (key for _, key in self.keys_in_clear)
+                case "outbox_keys":
+                    yield from self.outbox_key_list
+                case "redis_url" | "celery_broker_url":
+                    password = urlsplit(value.get_secret_value()).password or ""
+                    yield from (password, unquote(password))
+                case "flower_basic_auth":
+                    yield value.get_secret_value().partition(":")[2]
+                case _:
+                    yield value.get_secret_value()
 
     @model_validator(mode="after")
     def _guard_production(self) -> Self:
@@ -213,6 +288,7 @@ class Settings(BaseSettings):
             raise ValueError("API_KEYS: two keys have the same name; idempotency is kept per name")
         if not self.flower_basic_auth and not _loopback(self.flower_address):
             raise ValueError("FLOWER_ADDRESS: open to the network; set FLOWER_BASIC_AUTH too, or keep 127.0.0.1")
+        self._guard_webhook()
         if self.outbox_key_list:
             try:
                 Vault(self.outbox_key_list)  # a worker that finds out later would run on without its sweep
@@ -233,9 +309,21 @@ class Settings(BaseSettings):
             missing.append("SMTP_MAIL_FROM")
         if missing:
             raise ValueError(f"{', '.join(missing)}: required when ENVIRONMENT is {self.environment}")
-        if any(len(entry.rsplit(":", 1)[-1]) < 24 for entry in _entries(self.api_keys)):
+        if any(len(key) < 24 for _, key in self.keys_in_clear):
             raise ValueError("API_KEYS: a key has fewer than 24 characters; make one with: openssl rand -hex 24")
         return self
+
+    def _guard_webhook(self) -> None:
+        if self.alert_webhook_url is None:
+            return
+        if not self.alert_webhook_secret:
+            raise ValueError(
+                "ALERT_WEBHOOK_SECRET: required with ALERT_WEBHOOK_URL, so that the receiver can tell whose alerts "
+                'these are; make one with: echo "whsec_$(openssl rand -base64 32)"'
+            )
+        url = urlsplit(self.alert_webhook_url.get_secret_value())
+        if url.scheme != "https" and not self.development and not _loopback(url.hostname or ""):
+            raise ValueError("ALERT_WEBHOOK_URL: must begin with https:// outside development, or name this machine")
 
 
 def _loopback(address: str) -> bool:
@@ -268,20 +356,40 @@ def no_color() -> bool:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Read the settings once per process.
+    """Read the settings once per process. Logs a warning for every name in the file that looks like a mistake.
 
     Raises:
         ConfigurationError: names every wrong setting, where it stands and what it must look like, or the line of
             the file that cannot be read; never shows a value.
     """
+    settings, file = _read()
+    for remark in file.remarks:
+        logger.warning("settings.doubtful", hint=remark)
+    return settings
+
+
+def read_settings() -> Settings:
+    """Read the settings and log nothing: for setting logging up.
+
+    Raises:
+        ConfigurationError: as `get_settings`.
+    """
+    return _read()[0]
+
+
+def _read() -> tuple[Settings, EnvFile]:
     if os.environ.get("ENV_FILE") and not ENV_FILE.exists():
         raise ConfigurationError(f"ENV_FILE names {ENV_FILE}, which does not exist.")
-    lines = setting_lines(ENV_FILE, [name.upper() for name in Settings.model_fields]) if ENV_FILE.exists() else {}
+    file = EnvFile({}, [])
+    if ENV_FILE.exists():
+        file = read_env_file(ENV_FILE, [name.upper() for name in Settings.model_fields])
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        faults = [_described(fault, lines) for fault in error.errors(include_input=False, include_url=False)]
+        faults = [_described(fault, file.lines) for fault in error.errors(include_input=False, include_url=False)]
         raise ConfigurationError("Wrong settings:\n  " + "\n  ".join(faults)) from None
+    logs.redact.hide(settings.secrets)
+    return settings, file
 
 
 def _described(fault: ErrorDetails, lines: Mapping[str, int]) -> str:

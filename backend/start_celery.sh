@@ -15,7 +15,7 @@ cd "$root/backend"
 node() {
     name=$1 lanes=$2
     shift 2
-    exec "$@" "$python" -m celery -A celery_app worker -n "$name@%h" -Q "$lanes" --without-gossip --without-mingle -l INFO
+    exec "$@" "$python" -m celery -A celery_app worker -n "$name@%h" -Q "$lanes" --without-gossip --without-mingle
 }
 
 case ${1:-} in

@@ -5,14 +5,10 @@ the likely cause and the fix. Sends nothing, unless --to names a recipient. The 
 """
 
 import argparse
-import os
 import sys
 
 try:
-    import shutil
-    import textwrap
     from dataclasses import replace
-    from io import TextIOWrapper
 
     from jinja2 import TemplateError
     from pydantic import TypeAdapter, ValidationError
@@ -23,7 +19,8 @@ try:
     from mail.kinds import CustomEmail
     from mail.smtp_causes import Diagnosis
     from mail.smtp_check import Failed, Result, SmtpCheck, Step
-    from settings import get_settings, no_color
+    from settings import get_settings
+    from terminal import GREEN, RED, YELLOW, coloured, run, say, wrapped
     from utils.composition import get_sender, get_service, get_smtp_config
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}. Run it with the service's Python: ../.venv/bin/python test_smtp.py")
@@ -31,15 +28,12 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 TIMEOUT = 10.0
-COLOURS = {"ok": "32", "warn": "33", "FAIL": "31;1"}
+COLOURS = {"ok": GREEN, "warn": YELLOW, "FAIL": RED}
 
 
 def main() -> int:
     """The exit code: 0, or the value of the step that failed."""
     options = _options()
-    # A terminal that is not UTF-8 shows what it can.
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         config, sender = get_smtp_config(), get_sender()
     except ConfigurationError as error:
@@ -51,21 +45,19 @@ def main() -> int:
         to=options.to,
         send=(lambda: _send(options.to)) if options.to else None,
     )
-    _say(
-        f"To {config.host} port {config.port}, step by step; no answer is awaited longer than {options.timeout:g} s."
-    )
-    _say("")
+    say(f"To {config.host} port {config.port}, step by step; no answer is awaited longer than {options.timeout:g} s.")
+    say("")
     greeting = ""
     for result in check.run():
         if result.step is Step.GREETING:
             greeting = " ".join(result.found)
         if code := _show(result):
             return code
-    _say("")
+    say("")
     if options.to:
-        _say(f"All is well. Look {_where(sender.redirect_to or options.to, greeting)}.")
+        say(f"All is well. Look {_where(sender.redirect_to or options.to, greeting)}.")
     else:
-        _say("All is well; nothing was sent. To send a real mail add: --to you@example.com")
+        say("All is well; nothing was sent. To send a real mail add: --to you@example.com")
     return 0
 
 
@@ -96,40 +88,23 @@ def _show(result: Result) -> int:
     """Prints a step; returns its exit code if it failed, else 0."""
     mark = "FAIL" if result.failure else "ok"
     first, *rest = result.found or ("",)
-    _say(f"{_coloured(mark):<4}  {result.step.title:<9} {result.seconds * 1000:>6.0f} ms  {first}".rstrip())
+    say(f"{_mark(mark)}  {result.step.title:<9} {result.seconds * 1000:>6.0f} ms  {first}".rstrip())
     for line in rest:
-        _say(f"{'':<27}{line}")
+        say(f"{'':<27}{line}")
     for line in result.warnings:
-        _say(f"{_coloured('warn'):<4}{'':<23}{line}")
+        say(f"{_mark('warn')}{'':<23}{line}")
     if result.failure is None:
         return 0
-    _say("")
+    say("")
     for title, text in zip(("The server said", "Likely cause", "Fix"), result.failure, strict=True):
         if text:
-            _say(_paragraph(title, text))
-    _say(f"\nFailed at {result.step.title} (exit code {result.step.value}). All codes: --help")
+            say(f"  {title:<17}{wrapped(text, 19)}")
+    say(f"\nFailed at {result.step.title} (exit code {result.step.value}). All codes: --help")
     return result.step.value
 
 
-def _paragraph(title: str, text: str) -> str:
-    width = min(shutil.get_terminal_size().columns, 110) - 19
-    lines: list[str] = []
-    for line in text.splitlines():
-        indent = line[: -len(line.lstrip())]
-        lines += textwrap.wrap(
-            line, max(width, 30), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-    return f"  {title:<17}" + f"\n{'':<19}".join(lines)
-
-
-def _coloured(mark: str) -> str:
-    shown = f"{mark:<4}"
-    return f"\033[{COLOURS[mark]}m{shown}\033[0m" if sys.stdout.isatty() and not no_color() else shown
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def _mark(word: str) -> str:
+    return coloured(f"{word:<4}", COLOURS[word])
 
 
 def _options() -> argparse.Namespace:
@@ -172,10 +147,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read along has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    run(main)

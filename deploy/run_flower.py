@@ -12,12 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "backend"))
 
 from celery.__main__ import main as celery
 
+import logs
 from mail.errors import ConfigurationError
-from settings import get_settings
+from settings import get_settings, read_settings
 
 
 def main() -> None:
     try:
+        logs.set_up("flower", read_settings())
         settings = get_settings()
     except ConfigurationError as error:
         sys.exit(str(error))
@@ -27,6 +29,7 @@ def main() -> None:
         "FLOWER_PORT": str(settings.flower_port),
         "FLOWER_READ_ONLY": str(settings.flower_read_only).lower(),
         "FLOWER_BASIC_AUTH": auth,
+        "FLOWER_LOGGING": "none",  # else Tornado sets a level of its own
     }
     if not auth:
         del os.environ["FLOWER_BASIC_AUTH"]  # Flower would take the empty word for a password

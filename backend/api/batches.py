@@ -44,6 +44,14 @@ DETAILS = EXAMPLE_DETAILS | {
     409: "A batch that is finished cannot be paused.",
     413: "The request is larger than BATCH_MAX_BODY_BYTES allows.",
 }
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["progress", "end"]},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 BODY = {
     "requestBody": {
         "required": True,
@@ -71,7 +79,7 @@ router = APIRouter(prefix="/api/batches", tags=["batches"], route_class=KeyedRou
     "",
     status_code=202,
     summary="Send to many recipients",
-    responses=responses(401, 403, 409, 413, 415, 422, 500, 503, details=DETAILS),
+    responses=responses(401, 403, 409, 413, 415, 422, 429, 500, 503, details=DETAILS),
     openapi_extra=BODY,
 )
 async def send_batch(
@@ -178,7 +186,7 @@ async def _exhaust(parts: Iterator[Part], reception: _Reception) -> None:
 @router.get(
     "",
     summary="List batches",
-    responses=responses(401, 403, 422, 500, 503),
+    responses=responses(401, 403, 422, 429, 500, 503),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def list_batches(
@@ -193,7 +201,7 @@ def list_batches(
 @router.get(
     "/{batch_id}",
     summary="One batch with its counts",
-    responses=responses(401, 403, 404, 500, 503, details=DETAILS),
+    responses=responses(401, 403, 404, 429, 500, 503, details=DETAILS),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def get_batch(batch_id: str) -> BatchView:
@@ -207,7 +215,7 @@ def get_batch(batch_id: str) -> BatchView:
     summary="The recipients of a batch",
     responses={
         200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
-        **responses(401, 403, 404, 422, 500, 503, details=DETAILS),
+        **responses(401, 403, 404, 422, 429, 500, 503, details=DETAILS),
     },
     dependencies=[Depends(requires(Scope.READ))],
 )
@@ -272,9 +280,9 @@ def _cell(value: object) -> object:
     response_model=None,
     summary="Follow a batch",
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events"},
+        200: {"content": {"text/event-stream": {"itemSchema": EVENT}}, "description": "Events"},
         204: {"description": "The batch has ended, and `Last-Event-ID` says that the client knows"},
-        **responses(401, 403, 404, 500, 503, details=DETAILS),
+        **responses(401, 403, 404, 429, 500, 503, details=DETAILS),
     },
     dependencies=[Depends(requires(Scope.READ))],
 )
@@ -302,7 +310,7 @@ def _steer(verb: str, act: Callable[[Batches, str], Batch], summary: str, descri
         name=f"{verb} batch",
         summary=summary,
         description=description,
-        responses=responses(401, 403, 404, 409, 500, 503, details=DETAILS),
+        responses=responses(401, 403, 404, 409, 429, 500, 503, details=DETAILS),
         dependencies=[Depends(requires(Scope.BULK))],
     )
     def steer_batch(batch_id: str) -> BatchView:

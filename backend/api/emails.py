@@ -81,7 +81,7 @@ async def send_email(
     "",
     response_model=EmailPage,
     summary="List emails",
-    responses=responses(401, 403, 404, 422, 500, 503),
+    responses=responses(401, 403, 404, 422, 429, 500, 503),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def list_emails(
@@ -110,7 +110,7 @@ def list_emails(
     "/{email_id}",
     response_model=EmailRecord,
     summary="One email with its timeline",
-    responses=responses(401, 403, 404, 500, 503),
+    responses=responses(401, 403, 404, 429, 500, 503),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def get_email(email_id: str) -> EmailRecord:
@@ -122,7 +122,7 @@ def get_email(email_id: str) -> EmailRecord:
     "/{email_id}/retry",
     response_model=EmailRecord,
     summary="Send a failed or held email again",
-    responses=responses(401, 403, 404, 409, 500, 503),
+    responses=responses(401, 403, 404, 409, 429, 500, 503),
     dependencies=[Depends(requires(Scope.ADMIN))],
 )
 def retry_email(email_id: str) -> EmailRecord:
@@ -134,7 +134,7 @@ def retry_email(email_id: str) -> EmailRecord:
     "/{email_id}/cancel",
     response_model=EmailRecord,
     summary="Cancel an email that has not been sent",
-    responses=responses(401, 403, 404, 409, 500, 503),
+    responses=responses(401, 403, 404, 409, 429, 500, 503),
     dependencies=[Depends(requires(Scope.ADMIN))],
 )
 def cancel_email(email_id: str) -> EmailRecord:

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details: what went wrong, which field, how to mend it; never the input itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -9,8 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import ASGIApp
 
+from api.request_log import RequestLog
 from api.schemas import BatchRequest
+from logs import current_request_id
 from mail.errors import (
     BatchBeingAccepted,
     DeliveryError,
@@ -35,7 +39,7 @@ EXAMPLE_DETAILS = {
     413: "The request is larger than MAX_BODY_BYTES allows.",
     415: "Send application/json or application/x-ndjson.",
     422: "The request has 1 fault.",
-    429: "This recipient had too many mails of this kind. Try again in 1800 s.",
+    429: "This API key made over 6000 requests in a minute. Try again in 1 s.",
     500: "Something went wrong on our side. The fault is in the server's log.",
     502: "The mail was not sent: SMTP server smtp.example.com:587 answered RCPT with 550 5.1.1 no such user",
     503: "Redis cannot be reached.",
@@ -58,6 +62,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[FieldProblem] | None = None
+    request_id: str | None = Field(None, description="Of this request, as in X-Request-ID: to find it in the log.")
     id: str | None = Field(None, description="503 only: the email or batch may have been taken under this id.")
 
 
@@ -75,6 +80,7 @@ def problem(
         status=status,
         detail=detail,
         errors=[FieldProblem(field=error.field, message=error.message) for error in errors] or None,
+        request_id=current_request_id(),
         id=email_id,
     )
     return JSONResponse(
@@ -127,7 +133,7 @@ async def _on_validation(_: Request, error: Exception) -> JSONResponse:
     return _invalid(errors)
 
 
-async def _on_http(_: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101  registered for this type only
     if error.status_code == 400:
         # FastAPI's word for a body it cannot read, such as JSON nested thousands deep.
@@ -139,7 +145,18 @@ async def _on_http(_: Request, error: Exception) -> JSONResponse:
     detail = (
         details.get(error.status_code, "") if error.detail == HTTPStatus(error.status_code).phrase else error.detail
     )
-    return problem(error.status_code, detail or str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
+    return problem(error.status_code, detail or str(error.detail), headers=headers)
+
+
+def _methods_of(request: Request) -> Iterator[str]:
+    """Every method that an address takes (RFC 9110 10.2.1): Starlette names those of its first route only."""
+    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
+        asked = {**request.scope, "method": method}
+        if any(route.matches(asked)[0] is Match.FULL for route in request.app.routes):
+            yield method
 
 
 async def _on_email_error(_: Request, error: Exception) -> JSONResponse:
@@ -183,7 +200,11 @@ async def _on_crash(_: Request, __: Exception) -> JSONResponse:
 
 
 class ProblemApp(FastAPI):
-    """An application whose OpenAPI description knows its problems."""
+    """An application whose OpenAPI description knows its problems, and whose log has every request."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """FastAPI's, in the request log: middleware that is added comes below what answers a crash."""
+        return RequestLog(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The description, made once."""

@@ -143,6 +143,7 @@ class EmailRecord(EmailSummary):
     """One email with its fields (secrets as `***`) and its timeline."""
 
     fields: dict[str, Any]
+    request_id: str | None = Field(description="Of the call that brought it, as in every log line about it.")
     timeline: list[ChangeView]
 
     @classmethod
@@ -263,6 +264,7 @@ class BatchView(BaseModel):
     seconds_left: float | None
     limited_by: str | None = Field(description="What limits the pace now.")
     version: int = Field(description="Grows with every change.")
+    request_id: str | None = Field(description="Of the call that brought it, as in every log line about it.")
     ended: bool = Field(description="Finished or cancelled, and nothing of it is being sent any more.")
 
 

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/api/tasks", tags=["tasks"], route_class=KeyedRoute, 
 @router.get(
     "/{task_id}",
     summary="Task status",
-    responses=responses(401, 403, 404, 500, 503),
+    responses=responses(401, 403, 404, 429, 500, 503),
     dependencies=[Depends(requires(Scope.READ))],
 )
 def task_status(task_id: str) -> TaskStatus:

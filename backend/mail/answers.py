@@ -56,7 +56,7 @@ class Accepted(NamedTuple):
 
 class Claim(NamedTuple):
     """The right to send one email, for as long as its lease is renewed. `valid_for`: from accepting to its end.
-    `delay`: seconds to wait before it is sent."""
+    `delay`: seconds to wait before it is sent. `request_id`: of the call that brought it."""
 
     id: str
     token: str
@@ -69,6 +69,7 @@ class Claim(NamedTuple):
     valid_for: timedelta | None
     batch: str = ""
     delay: float = 0.0
+    request_id: str = ""
 
 
 class Waits(NamedTuple):
@@ -86,6 +87,11 @@ class Settled(NamedTuple):
     state: State | None
     seconds: int = 0
     stale: bool = False
+
+    @classmethod
+    def parse(cls, word: str, seconds: int = 0) -> "Settled":
+        """Read the answer of scripts/settle.lua."""
+        return cls(None, stale=True) if word in ("stale", "unknown") else cls(State(word), seconds)
 
 
 class Due(NamedTuple):

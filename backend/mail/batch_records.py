@@ -153,7 +153,7 @@ def _compact(place: Place, shared: Mapping[str, str], state: State, recipient: l
         "created": shared["created"],
         "updated": shared["created"],
     }
-    data |= {name: shared[name] for name in ("send_at", "expires") if name in shared}
+    data |= {name: shared[name] for name in ("send_at", "expires", "request_id") if name in shared}
     if fact and state is State.SENT:  # before that it is a mark, for whoever takes a chunk over
         at, worker, code, reply = (*json.loads(fact), None, None)[:4]
         data |= {"sent": str(at), "updated": str(at)}

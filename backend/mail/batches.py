@@ -16,15 +16,20 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple, cast
 
+import structlog
+
 from mail.answers import Page
 from mail.batch_records import LETTERS, UNSEEN, Place
 from mail.errors import FieldError, InvalidEmail, UnknownBatch, WrongState
 from mail.outbox import Outbox
 from mail.records import Record, State, moment
 
+logger = structlog.get_logger(__name__)
+
 MISSED = frozenset({State.FAILED, State.HELD, State.CANCELLED, State.EXPIRED, State.SUPPRESSED})
 """How a recipient can end without having been sent to."""
 
+_WALKED = {"retry": "failed_retried", "release": "held_released", "drop": "held_dropped"}
 _SCAN = 100_000  # recipients whose states one call looks through
 
 
@@ -75,6 +80,7 @@ class Batch:
     seconds_left: float | None
     limited_by: str | None
     version: int
+    request_id: str | None
 
     @property
     def ended(self) -> bool:
@@ -167,6 +173,7 @@ class Batches:
             seconds_left=round(int(data["open"]) / per_second, 1) if moving else None,
             limited_by=_limit(state, counts, why),
             version=int(data["version"]),
+            request_id=data.get("request_id") or None,
         )
 
     def list(self, *, cursor: str | None = None, limit: int = 50) -> BatchPage:
@@ -289,6 +296,7 @@ class Batches:
         with self._wire.answered():
             match self._wire.run("batch_steer", batch_id, verb):
                 case ["ok", *_]:
+                    logger.info(f"batch.{done}", batch=batch_id)
                     return self._batch(batch_id)
                 case ["state", _, state]:
                     raise WrongState(f"a batch that is {state} cannot be {done}")
@@ -300,6 +308,8 @@ class Batches:
                 raise WrongState(f"a batch that is {state} sends nothing any more")
             for _ in self._slices(batch_id, verb):
                 pass
+            if verb != "cancel":
+                logger.info(f"batch.{_WALKED[verb]}", batch=batch_id)
             return self._batch(batch_id)
 
     def _slices(self, batch_id: str, verb: str) -> Iterator[None]:

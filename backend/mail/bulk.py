@@ -1,6 +1,5 @@
 """One wake-up of a chunk: claim a few recipients, send, settle, and so on until nothing is left to begin."""
 
-import logging
 import threading
 import time
 import uuid
@@ -9,15 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import redis
+import structlog
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
+from mail.batch_records import CHUNK, Place
 from mail.chunks import CLAIM, Chunk, ChunkClaim, ChunkDone, ChunkId, Chunks, ChunkWaits, Result
-from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, jitter, until_written
+from mail.delivery import Delivery, Ended, NotDelivered, RetryPolicy, jitter, milliseconds_since, tell, until_written
 from mail.leases import LeaseKeeper
 from mail.mailing import Mailing, Recipient
 from mail.permits import Permits
 from mail.records import State
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 AT_STAKE = 0.5
 """Seconds of sending that one claim is for: a pause takes hold sooner where the server is slow."""
@@ -67,6 +69,17 @@ class BulkCourier:
         """
         chunk = self._chunks.open(ChunkId.parse(chunk_id))
         ended: Counter[str] = Counter()
+        began = time.monotonic()
+        with bound_contextvars(
+            batch=chunk.id.batch, chunk=chunk.id.number, kind=chunk.mailing.kind, lane="bulk", request_id=None
+        ):
+            try:
+                return self._send_all(chunk, worker, ended)
+            finally:
+                if ended:
+                    logger.info("chunk.sent", **ended, ms=milliseconds_since(began))
+
+    def _send_all(self, chunk: Chunk, worker: str, ended: Counter[str]) -> Ended:
         waited = 0.0
         with self._permits.permit() as permit:
             while True:
@@ -78,13 +91,15 @@ class BulkCourier:
                     case ChunkWaits():
                         permit.granted &= not claim.full
                         waited += claim.seconds
+                        logger.debug("chunk.waits", reason=claim.reason, next_in=claim.seconds)
                         if not claim.slot or waited > PATIENCE or self._stopping.is_set():
                             return Ended(State.QUEUED, claim.reason, int(claim.seconds) + 1)
                         self._stopping.wait(claim.seconds * jitter(0.2, 1))
                     case ChunkClaim():
                         permit.granted, waited = True, 0.0
+                        bind_contextvars(request_id=claim.request_id or None)
                         with self._leases.hold(claim, asked_at):
-                            ended += self._send(chunk, claim, worker)
+                            ended.update(self._send(chunk, claim, worker))
                         if self._stopping.is_set():
                             return Ended(State.QUEUED, _summary(ended), 1)
 
@@ -94,7 +109,13 @@ class BulkCourier:
     def _send(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> Counter[str]:
         results = self._attempt(chunk, claim, worker)
         leave = self._stopping.is_set()
-        until_written(claim.id, lambda: self._chunks.settle(claim, worker, results, leave=leave))
+        settled = until_written(claim.id, lambda: self._chunks.settle(claim, worker, results, leave=leave))
+        for at, outcome, arguments in results:
+            facts = {"email_id": Place(chunk.id.batch, at).email_id, "to": chunk.recipients[at % CHUNK].to}
+            if at in settled:
+                tell(settled[at], outcome, arguments, **facts)
+            elif outcome == "sent":
+                logger.debug("email.sent", code=arguments["code"], reply=arguments["reply"], **facts)
         return Counter(result.outcome for result in results)
 
     def _attempt(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> list[Result]:
@@ -124,9 +145,11 @@ class BulkCourier:
                 results.append(self._result(position, done))
                 if isinstance(done, NotDelivered):
                     error = str(done.error)
+                    if results[-1].outcome == "release":
+                        logger.info("email.released", email_id=done.id, to=done.to, error=error)
                     break
         except (_ClaimLost, redis.RedisError) as lost:
-            logger.warning("%s: the rest of a claim goes back: %r", claim.id, lost)
+            logger.warning("lease.lost", error=type(lost).__name__, mails=len(claim.positions) - len(results))
         return [*results, *(Result(at, "release", {"error": error}) for at in claim.positions[len(results) :])]
 
     def _result(self, position: int, done: Delivery | NotDelivered) -> Result:

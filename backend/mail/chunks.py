@@ -1,11 +1,11 @@
 """The worker's side of a batch: claims of a few recipients of a chunk at a time, settled together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mail.answers import Outcome
+from mail.answers import Outcome, Settled
 from mail.batch_records import CHUNK, Place
 from mail.errors import UnknownBatch
 from mail.mailing import Mailing, Recipient
@@ -36,7 +36,8 @@ class ChunkId(NamedTuple):
 class ChunkClaim(NamedTuple):
     """The right to send to some recipients of a chunk. `id` and `token` are those of its lease.
 
-    `delay`: seconds until the first mail may go; `gap`: seconds between two.
+    `delay`: seconds until the first mail may go; `gap`: seconds between two. `request_id`: of the call that brought
+    the batch.
     """
 
     id: str
@@ -44,6 +45,7 @@ class ChunkClaim(NamedTuple):
     positions: Sequence[int]
     delay: float
     gap: float
+    request_id: str
 
 
 class ChunkWaits(NamedTuple):
@@ -121,8 +123,8 @@ class Chunks:
             *numbers.limits,
         )
         match reply:
-            case ["claimed", _, delay, gap, *positions]:
-                return ChunkClaim(str(chunk), token, positions, delay / 1000, gap / 1000)
+            case ["claimed", _, delay, gap, request_id, *positions]:
+                return ChunkClaim(str(chunk), token, positions, delay / 1000, gap / 1000, request_id)
             case ["wait", _, milliseconds, reason]:
                 return ChunkWaits(milliseconds / 1000, reason)
             case ["full", _, milliseconds, reason]:
@@ -146,8 +148,11 @@ class Chunks:
         chunk = ChunkId.parse(claim.id)
         return bool(self._wire.run("chunk_mark", *chunk, claim.token, position, worker, *sent)[1])
 
-    def settle(self, claim: ChunkClaim, worker: str, results: Sequence[Result], *, leave: bool) -> None:
+    def settle(
+        self, claim: ChunkClaim, worker: str, results: Sequence[Result], *, leave: bool
+    ) -> Mapping[int, Settled]:
         """Write down how the mails of a claim ended. `leave`: this worker does not come back, another may go on.
+        Answers with how those stand that were tried and not sent, by position.
 
         Raises:
             redis.RedisError: not written. Repeat with the same arguments.
@@ -157,4 +162,6 @@ class Chunks:
             (at, outcome, {name: value for name, value in arguments.items() if value is not None})
             for at, outcome, arguments in results
         ]
-        self._wire.run("settle_chunk", *chunk, claim.token, worker, json.dumps(given), int(leave))
+        reply = self._wire.run("settle_chunk", *chunk, claim.token, worker, json.dumps(given), int(leave))
+        settled = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
+        return {position: Settled.parse(state, seconds) for position, state, seconds in settled}

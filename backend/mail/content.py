@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
-from mail.bodies import line_feeds, sanitise, text_of
+from mail.bodies import line_feeds, refuse_if_busy, sanitise, text_of
 from mail.errors import FieldError, InvalidEmail
 from mail.fields import MAX_BODY, is_visible
 from mail.placeholders import PLACEHOLDER, Marks, Template, faults
@@ -44,12 +44,15 @@ class Content:
         """Take valid fields apart.
 
         Raises:
-            InvalidEmail: a placeholder is written wrongly or stands where none can be; names each field.
+            InvalidEmail: a placeholder is written wrongly or stands where none can be; names each field. Or the HTML
+                is too large or too deep.
         """
         given = {"subject": subject, "html": html, "text": text}
         errors = [fault for field, value in given.items() if value is not None for fault in faults(field, value)]
         if errors:
             raise InvalidEmail(errors)
+        if html is not None:
+            refuse_if_busy(html)
         clean = _taken_apart(line_feeds(html)) if html is not None else None
         if clean is not None and len(kept_as_written("".join(clean.parts[::2]))) > MAX_BODY:
             raise InvalidEmail([FieldError("html", f"must have at most {MAX_BODY:,} characters when sanitised")])

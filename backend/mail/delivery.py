@@ -1,6 +1,5 @@
 """One wake-up, from claim to settlement, and the retry policy: the only place that decides what a failure means."""
 
-import logging
 import random
 import time
 import uuid
@@ -10,8 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import redis
+import structlog
+from structlog.contextvars import bound_contextvars
 
-from mail.answers import Claim, Outcome, Waits
+from mail.answers import Claim, Outcome, Settled, Waits
 from mail.errors import (
     DeliveryError,
     OutcomeUnknown,
@@ -27,7 +28,7 @@ from mail.outbox import Outbox
 from mail.permits import Permits
 from mail.records import State
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -119,6 +120,11 @@ def jitter(low: float, high: float) -> float:
     return _chance.uniform(low, high)
 
 
+def milliseconds_since(began: float) -> float:
+    """From a reading of the monotonic clock until now."""
+    return round((time.monotonic() - began) * 1000, 1)
+
+
 def until_written(what: str, write: Callable[[], T]) -> T:
     """Tries until Redis has it: an outcome that is forgotten becomes a second copy of the mail."""
     pause = 0.1
@@ -126,9 +132,27 @@ def until_written(what: str, write: Callable[[], T]) -> T:
         try:
             return write()
         except redis.RedisError as error:
-            logger.warning("%s has ended, but Redis does not take it: %s", what, type(error).__name__)
+            logger.warning("outcome.not_written", id=what, error=type(error).__name__)
             time.sleep(pause)
             pause = min(2.0, pause * 2)
+
+
+def tell(settled: Settled, outcome: Outcome, arguments: dict[str, Any], **facts: Any) -> None:
+    """Log how an attempt to send one mail ended."""
+    facts |= {"code": arguments.get("code"), "error": arguments.get("error")}
+    match settled.state:
+        case None:
+            logger.warning("lease.lost", outcome=outcome, **facts)
+        case State.SENT:
+            logger.info("email.sent", reply=arguments.get("reply"), **facts)
+        case State.RETRYING if outcome == "retry":
+            logger.warning("email.retrying", next_in=settled.seconds, note=arguments.get("note"), **facts)
+        case State.RETRYING:
+            logger.info("email.released", next_in=settled.seconds, **facts)
+        case State.FAILED | State.HELD:
+            logger.error(f"email.{settled.state}", **facts)
+        case state:
+            logger.info(f"email.{state}", **facts)
 
 
 class Ended(NamedTuple):
@@ -167,14 +191,34 @@ class Courier:
             match claim:
                 case Waits():
                     permit.granted &= not claim.full
+                    logger.debug("email.waits", email_id=email_id, reason=claim.reason, next_in=claim.seconds)
                     return Ended(claim.state, claim.reason, claim.seconds)
                 case State():
+                    logger.debug("email.ended_before", email_id=email_id, state=claim.value)
                     return Ended(claim, self._reason(email_id))
             permit.granted = True
-            with self._leases.hold(claim, asked_at):
+            with (
+                bound_contextvars(
+                    email_id=claim.id,
+                    request_id=claim.request_id or None,
+                    kind=claim.kind,
+                    lane=claim.lane.value,
+                    attempt=claim.attempts + 1,
+                ),
+                self._leases.hold(claim, asked_at),
+            ):
                 time.sleep(claim.delay)
-                outcome, arguments = self._attempt(claim)
-                return self._settle(claim, outcome, arguments)
+                return self._send(claim)
+
+    def _send(self, claim: Claim) -> Ended:
+        began = time.monotonic()
+        outcome, arguments = self._attempt(claim)
+        ms = milliseconds_since(began)
+        settled = until_written(claim.id, lambda: self._outbox.settle(claim.id, claim.token, outcome, **arguments))
+        tell(settled, outcome, arguments, to=claim.to, ms=ms)
+        if settled.state is None:
+            return Ended(State.SENDING, "another worker has taken over")
+        return Ended(settled.state, arguments.get("error") or arguments.get("reply", ""), settled.seconds)
 
     def _attempt(self, claim: Claim) -> tuple[Outcome, dict[str, Any]]:
         try:
@@ -185,15 +229,9 @@ class Courier:
         except Exception as error:
             if not isinstance(error, DeliveryError):
                 # A broken template or a missing key: an operator can mend it, so the mail waits for that.
-                logger.exception("email %s could not be prepared", claim.id)
+                logger.exception("email.not_prepared")
             return self._policy.settlement(error, claim.attempts)
         return "sent", {"code": delivery.smtp_code, "reply": delivery.smtp_reply}
-
-    def _settle(self, claim: Claim, outcome: Outcome, arguments: dict[str, Any]) -> Ended:
-        settled = until_written(claim.id, lambda: self._outbox.settle(claim.id, claim.token, outcome, **arguments))
-        if settled.state is None:
-            return Ended(State.SENDING, "another worker has taken over")
-        return Ended(settled.state, arguments.get("error") or arguments.get("reply", ""), settled.seconds)
 
     def _reason(self, email_id: str) -> str:
         try:

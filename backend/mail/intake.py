@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol
 
 import redis
+import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from mail.answers import Idempotency
@@ -24,6 +25,8 @@ from mail.fields import Label
 from mail.kinds import field_errors
 from mail.mailing import Mailing, Recipient
 from mail.outbox import Outbox
+
+logger = structlog.get_logger(__name__)
 
 MAX_FAULTS = 20
 MAX_COPIES = 100
@@ -94,6 +97,7 @@ class Intake:
         *,
         limit: int,
         idempotency: Idempotency | None = None,
+        request_id: str = "",
     ) -> None:
         self.id = f"batch-{uuid.uuid4().hex}"
         self._wire = outbox.wire
@@ -103,6 +107,7 @@ class Intake:
         self._check = check
         self._terms = terms
         self._limit = limit
+        self._request_id = request_id
         self._faults: list[FieldError] = []
         self._seen: set[str] = set()
         self._copies: Counter[str] = Counter()
@@ -208,6 +213,7 @@ class Intake:
             if fingerprint != self._fingerprint.hexdigest():
                 raise IdempotencyConflict
             batch = self._batches.batch(batch_id)
+            logger.info("batch.accepted", batch=batch_id, request_id=batch.request_id, replayed=True)
             return AcceptedBatch(batch_id, BatchState.QUEUED, batch.total, batch.duplicates, replayed=True)
         while self._pending:
             self._write(SLICE * CHUNK)
@@ -225,10 +231,20 @@ class Intake:
                 *_times(self._terms),
                 self._fingerprint.hexdigest(),
                 int(self._numbers.idempotency.total_seconds() * 1000),
+                self._request_id,
             )
         match reply:
             case ["accepted", *_]:
                 self._open = False
+                logger.info(
+                    "batch.accepted",
+                    batch=self.id,
+                    request_id=self._request_id,
+                    kind=self._mailing.kind,
+                    total=total,
+                    duplicates=duplicates,
+                    course_id=self._terms.course_id,
+                )
                 return AcceptedBatch(self.id, BatchState.QUEUED, total, duplicates)
             case ["invalid", _, field, message]:
                 raise InvalidEmail([FieldError(field, message)])

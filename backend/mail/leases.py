@@ -1,6 +1,5 @@
 """Keeps the leases of this process alive while it works, and only while it lives."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -8,11 +7,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import redis
+import structlog
 
 from mail.outbox import Outbox
 from mail.permits import Permits
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Leased(Protocol):
@@ -90,14 +90,14 @@ class LeaseKeeper:
                 try:
                     self._outbox.release(old)
                 except redis.RedisError as error:
-                    logger.warning("permits not given back, they lapse: %s", type(error).__name__)
+                    logger.warning("permits.not_returned", permits=len(old), error=type(error).__name__)
 
     def _renew(self, tokens: dict[str, str]) -> None:
         asked_at = time.monotonic()
         try:
             kept = self._outbox.renew(tokens, self._permits.held())
         except redis.RedisError as error:
-            logger.warning("leases not renewed, will try again: %s", type(error).__name__)
+            logger.warning("leases.not_renewed", leases=len(tokens), error=type(error).__name__)
             return
         with self._lock:
             for email_id in kept:

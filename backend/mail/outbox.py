@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import redis
+import structlog
 
 from mail.answers import (
     Accepted,
@@ -40,11 +41,16 @@ from mail.errors import (
     UnknownEmail,
     WrongState,
 )
+from mail.fields import mailbox_of
+from mail.findings import nearly_full
 from mail.kinds import AnyEmail, Email, Lane, parse
 from mail.mailing import Recipient
-from mail.records import Record, State, moment
+from mail.measures import Measurement, measure
+from mail.records import Record, State
 from mail.vault import Vault
-from mail.wire import Wire, nearly_full
+from mail.wire import Wire
+
+logger = structlog.get_logger(__name__)
 
 SCAN_LIMIT = 2_000
 
@@ -81,8 +87,9 @@ class Outbox:
         send_at: datetime | None = None,
         expires_at: datetime | None = None,
         idempotency: Idempotency | None = None,
+        request_id: str = "",
     ) -> Accepted:
-        """Take an email in. When this returns, the email is kept and will be sent.
+        """Take an email in. When this returns, the email is kept and will be sent. `request_id` follows it.
 
         Raises:
             InvalidEmail: a time lies in the past or out of order.
@@ -103,6 +110,7 @@ class Outbox:
                 email.lane,
                 email.to,
                 email.to.casefold(),
+                mailbox_of(email.to) if email.limited else "",
                 json.dumps(payload, ensure_ascii=False),
                 self._vault.seal(secrets) if secrets else "",
                 _ms(send_at),
@@ -114,6 +122,7 @@ class Outbox:
                 self.numbers.recipient_hourly_limit if email.limited else 0,
                 int(email.supersedes),
                 _ms(self.numbers.first_look),
+                request_id,
             )
         match reply:
             case ["accepted", _, known_id, state]:
@@ -141,7 +150,7 @@ class Outbox:
                 "admit",
                 str(uuid.uuid4()),
                 email.kind,
-                email.to.casefold(),
+                mailbox_of(email.to),
                 self.numbers.recipient_hourly_limit,
             )
         if reply[0] == "limited":
@@ -170,10 +179,10 @@ class Outbox:
             *self.numbers.limits,
         )
         match reply:
-            case ["claimed", _, kind, to, payload, secret, attempts, lane, life, batch, delay]:
+            case ["claimed", _, kind, to, payload, secret, attempts, lane, life, batch, delay, request_id]:
                 valid_for = timedelta(milliseconds=int(life)) if life != "" else None
                 given = (email_id, token, kind, to, Lane(lane), int(attempts), payload, secret, valid_for)
-                return Claim(*given, batch, delay / 1000)
+                return Claim(*given, batch, delay / 1000, request_id)
             case ["wait", _, state, seconds, reason]:
                 return Waits(State(state), seconds, reason)
             case ["full", _, state, seconds, reason]:
@@ -215,9 +224,7 @@ class Outbox:
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         state, _, *rest = self._wire.run("settle", email_id, token, outcome, json.dumps(given))
-        if state in ("stale", "unknown"):
-            return Settled(None, stale=True)
-        return Settled(State(state), rest[0] if rest else 0)
+        return Settled.parse(state, *rest)
 
     def sweep(self, lane: Lane, room: int, node: str) -> Sweep:
         """Pick at most `room` emails of a lane that are due, and note that `node` serves the lane."""
@@ -272,6 +279,7 @@ class Outbox:
             reply = self._wire.run(script, email_id, str(uuid.uuid4()), *arguments)
         match reply:
             case ["ok", *_]:
+                logger.info(f"email.{verb}", email_id=email_id, by_hand=True)
                 return self.record(email_id)
             case ["state", _, state]:
                 raise WrongState(f"an email that is {state} cannot be {verb}")
@@ -372,32 +380,38 @@ class Outbox:
         Raises:
             redis.RedisError
         """
-        seconds, micros = self._redis.time()
-        now = seconds * 1000 + micros // 1000
-        account = cast("dict[str, str]", self._redis.hgetall(self._wire.key("gate", "smtp")))
-        return {lane: self._lane(lane, now, account) for lane in Lane}
-
-    def _lane(self, lane: Lane, now: int, account: Mapping[str, str]) -> Mapping[str, Any]:
-        index = self._wire.key("due", lane)
-        sources = [index]
-        if lane is Lane.BULK:  # whose index holds batches, each with an index of its own
-            batches = cast("list[str]", self._redis.zrangebyscore(index, "-inf", now, 0, 1000))
-            sources = [self._wire.key("due", batch) for batch in batches]
-        due = sum(int(self._redis.zcount(source, "-inf", now)) for source in sources)
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.zrange(index, 0, 0, withscores=True)
-        pipe.zcount(self._wire.key("nodes", lane), now - 30_000, "+inf")
-        pipe.hgetall(self._wire.key("gate", lane))
-        pipe.hgetall(self._wire.key("pace", lane))
-        oldest, nodes, gate, pace = pipe.execute()
-        closed = account or gate
+        found = self.measure()
         return {
-            "due": due,
-            "oldest_due_seconds": max(0.0, (now - oldest[0][1]) / 1000) if oldest else 0.0,
-            "nodes": nodes,
-            "closed": {"reason": closed["reason"], "since": moment(closed["since"])} if closed else None,
-            "slowed": {"reason": pace["reason"], "since": moment(pace["since"])} if pace else None,
+            lane: {
+                "due": one.due,
+                "oldest_due_seconds": one.oldest_due,
+                "nodes": one.nodes,
+                "closed": closed._asdict() if (closed := found.closed(lane)) else None,
+                "slowed": one.slowed._asdict() if one.slowed else None,
+            }
+            for lane, one in found.lanes.items()
         }
+
+    def measure(self) -> Measurement:
+        """Counts, lanes, limits and worker nodes at this moment.
+
+        Raises:
+            redis.RedisError
+        """
+        return measure(self._wire, self.numbers.limits)
+
+    def set_aside(self) -> Mapping[State, tuple[int, int]]:
+        """How many emails are failed and held: in all, and among those accepted in the last 24 hours.
+
+        Raises:
+            redis.RedisError
+        """
+        day_ago = (self._redis.time()[0] - 86_400) * 1000
+        found = {}
+        for state in (State.FAILED, State.HELD):
+            index = self._wire.key("state", state)
+            found[state] = (int(self._redis.zcard(index)), int(self._redis.zcount(index, day_ago, "+inf")))
+        return found
 
     def close(self) -> None:
         """Close the connections to Redis."""

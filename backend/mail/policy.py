@@ -7,16 +7,23 @@ from functools import cached_property
 from html.parser import HTMLParser
 from typing import Any
 
-from mail.bodies import sanitise
+from mail.bodies import refuse_if_busy, sanitise, text_of
 from mail.errors import FieldError, InvalidEmail
-from mail.fields import WebAddress, host_of, is_visible
+from mail.fields import TLDS, WebAddress, host_of, is_visible
 from mail.kinds import AnyEmail, CustomEmail, Email
 
 # What mail programs turn into a link in plain text: not the full stop at the end of a sentence. A run of scheme
-# characters is tried from its start only: tried from each of them, half a megabyte takes minutes.
+# characters, or of a host name, is tried from its start only: tried from each of them, half a megabyte takes minutes.
 _LINK_IN_TEXT = re.compile(
     r"(?:(?<![a-z0-9+.-])[a-z0-9+.-]*://|www\.)[^\s<>\"']*[\w/]",
     re.IGNORECASE,
+)
+# Some of them know the ends of host names too. Not looked for: .zip and .mov, since course mails name files; an end
+# with a capital, since a sentence may lack the space before it ("on Friday.In class"); ASP.NET; parts of addresses.
+_ENDS = "|".join(f"{end}|{end.upper()}" for end in TLDS.split("|") if end not in ("zip", "mov"))
+_BARE_HOST = re.compile(
+    rf"(?<![\w.-])(?<!\w@)(?![A-Z]{{2,3}}\.NET\b)(?>(?:[\w-]+\.)+(?:{_ENDS})\b)"
+    r"(?!(?:[\w-]|\.(?=[\w-]))*@\w)(?:[^\s<>\"']*[\w/])?"
 )
 # Where one of these begins or ends, words run on, in HTML and in the text made of it.
 _INLINE = frozenset(
@@ -67,11 +74,16 @@ class Policy:
         links = {"subject": links_in(email.subject), "text": links_in(email.text or "")}
         if email.html is not None:
             try:
-                page = Page(sanitise(email.html))
+                refuse_if_busy(email.html)
+                clean = sanitise(email.html)
             except InvalidEmail as error:
                 yield from error.errors
             else:
+                page = Page(clean)
                 links["html"] = page.links
+                if self.link_hosts and email.text is None:
+                    # In the text made of it, words end where links do.
+                    links["html"] += links_in(text_of(clean))
                 if not page.shows_something:
                     yield SHOWS_NOTHING
         for name, found in links.items():
@@ -98,7 +110,8 @@ SHOWS_NOTHING = FieldError("html", "must show a text or a picture; scripts and t
 
 def links_in(text: str) -> list[str]:
     """What mail programs make a link of in a plain text."""
-    return [link if "://" in link else f"https://{link}" for link in _LINK_IN_TEXT.findall(text)]
+    found = [link if "://" in link else f"https://{link}" for link in _LINK_IN_TEXT.findall(text)]
+    return found + [f"https://{link}" for link in _BARE_HOST.findall(text)]
 
 
 class Page(HTMLParser):

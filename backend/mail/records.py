@@ -58,7 +58,8 @@ class Change:
 class Record:
     """One email as the outbox has it. Secret fields are not in it; `fields` shows `***` in their place.
 
-    `batch` names the batch it belongs to; then `fields` has what is this recipient's own.
+    `batch` names the batch it belongs to; then `fields` has what is this recipient's own. `request_id` is that of the
+    call that brought it, and stands in every log line about it.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Record:
     error: str | None
     possible_duplicate: bool
     batch: str | None
+    request_id: str | None
     timeline: Sequence[Change]
 
     @classmethod
@@ -115,6 +117,7 @@ class Record:
             error=data.get("error"),
             possible_duplicate="duplicate" in data,
             batch=batch,
+            request_id=data.get("request_id") or None,
             timeline=tuple(_change(entry) for entry in log),
         )
 

@@ -4,13 +4,13 @@ Subjects and templates are ours and run in Jinja; everything a caller sends is d
 of a custom mail are never compiled as a template, so `{{ 7*7 }}` in them arrives as those nine characters.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import structlog
 from jinja2 import (
     ChoiceLoader,
     DictLoader,
@@ -32,7 +32,7 @@ from mail.placeholders import Template
 
 PREVIEW = 140  # characters of a custom mail that an inbox shows beside its subject
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Rendered(NamedTuple):
@@ -238,7 +238,9 @@ class Prepared:
             whole = self._renderer.render(self.mailing.email(recipient))
             if whole != rendered:
                 logger.warning(
-                    "the templates of %s look into their fields, so every mail is rendered whole", self.mailing.kind
+                    "templates.slow",
+                    kind=self.mailing.kind,
+                    hint="they look into their fields, so every mail of a batch is rendered whole",
                 )
                 self._layout = None
             self._compared = True

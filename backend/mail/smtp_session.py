@@ -6,7 +6,6 @@ code answered: a refused RCPT hides its code in `.recipients`, AUTH tells only t
 
 import functools
 import ipaddress
-import logging
 import re
 import smtplib
 import socket
@@ -18,10 +17,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
+import structlog
+
 from mail.errors import DeliveryError, PermanentError, ServerBusy, ServerRefuses, ServerUnavailable
 from mail.smtp_replies import Reply, Stage, broken, reason, refusal
 
-log = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 CHUNK = 64 * 1024
 
@@ -221,7 +222,7 @@ class Session:
             try:
                 self._client.putcmd("QUIT")
             except OSError:
-                log.debug("%s had closed before QUIT", self._config.server)
+                logger.debug("smtp.closed_before_quit", server=self._config.server)
         self.close()
 
     def close(self) -> None:

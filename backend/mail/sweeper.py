@@ -1,12 +1,12 @@
 """Looks after what is due: lost wake-ups, killed workers, scheduled mail, retries. One daemon thread per node."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import redis
+import structlog
 
 from mail.answers import Due
 from mail.batches import Batches
@@ -14,9 +14,10 @@ from mail.kinds import Lane
 from mail.leases import LeaseKeeper
 from mail.outbox import Outbox
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 BUSY_TICK = 0.05
+REPORT_EVERY = 5.0
 CLEAN_EVERY = 60.0
 
 
@@ -59,6 +60,7 @@ class Sweeper:
         room: int,
         deaf_after: float,
         on_deaf: Callable[[], None],
+        report: Callable[[], None],
     ) -> None:
         self._outbox = outbox
         self._batches = batches
@@ -70,11 +72,14 @@ class Sweeper:
         self._room = room
         self._deaf_after = deaf_after
         self._on_deaf = on_deaf
+        self._report = report
         # Often enough for the outbox to know that Redis was there all the time; see Outbox.may_take_over.
         self._tick = min(1.0, outbox.numbers.lease.total_seconds() / 8)
         self._owed_since: dict[Lane, float] = {}
+        self._failing: set[tuple[str | None, ...]] = set()
         self._skip = 0
         self._cleaned_at = time.monotonic()
+        self._reported_at = float("-inf")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -97,17 +102,29 @@ class Sweeper:
                 self._outbox_call(self._batches.tend)
             if time.monotonic() - self._cleaned_at > CLEAN_EVERY:
                 self._outbox_call(self._clean)
+            if time.monotonic() - self._reported_at > REPORT_EVERY:
+                self._reported_at = time.monotonic()
+                self._outbox_call(self._report)
+        self._outbox_call(self._report)
 
     def _outbox_call(self, call: Callable[..., bool | None], *args: Lane) -> bool:
+        step = {"step": call.__name__, "lane": next(iter(args), None)}
+        place = tuple(step.values())
         try:
-            return bool(call(*args))
-        except redis.RedisError as error:
-            logger.warning("sweep: Redis does not answer: %s", type(error).__name__)
-        except ConnectionError as error:
-            logger.warning("sweep: %s", error)
+            answer = bool(call(*args))
+        except (redis.RedisError, ConnectionError) as error:
+            # An outage is one event, however often the sweep runs into it.
+            log = logger.debug if place in self._failing else logger.warning
+            log("sweep.failing", error=str(error) or type(error).__name__, **step)
+            self._failing.add(place)
         except Exception:
             # This thread is the last line of defence: it must outlive a bug.
-            logger.exception("sweep failed")
+            logger.exception("sweep.broken", **step)
+        else:
+            if place in self._failing:
+                self._failing.discard(place)
+                logger.info("sweep.recovered", **step)
+            return answer
         self._owed_since.clear()
         return False
 
@@ -116,6 +133,8 @@ class Sweeper:
         room = max(0, self._room - self._wake_ups.backlog(lane))
         found = self._outbox.sweep(lane, room, self._node)
         published = [self._wake_ups.publish(lane, due) for due in found.due]
+        if found.due:
+            logger.debug("sweep.published", lane=lane.value, wake_ups=sum(published))
         if not all(published):
             raise ConnectionError("the broker does not take wake-ups")
         self._watch(lane, owed=found.waiting > 0 and not found.held, woken=(found.now - found.last_wake_up) / 1000)
@@ -131,7 +150,7 @@ class Sweeper:
         if owed and since is None:
             self._owed_since[lane] = now
         elif since is not None and now - since > self._deaf_after:
-            logger.critical("mail is due in lane %s and no wake-up has come for %.0f s: ending", lane, now - since)
+            logger.critical("watchdog.deaf", lane=lane.value, seconds=round(now - since))
             self._on_deaf()
 
     def _clean(self) -> None:

@@ -1,6 +1,7 @@
 """The way to Redis: runs the outbox's scripts, knows Redis's time, and turns its silence into our error."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
+import structlog
 
-from mail.errors import ConfigurationError, OutboxUnavailable
+from mail.errors import OutboxUnavailable
+
+logger = structlog.get_logger(__name__)
 
 SCRIPTS = Path(__file__).parent / "scripts"
 SILENCE = 1.0  # seconds
-MEMORY_LIMIT = 0.9
-OLDEST_REDIS = 7  # knows the flags in the first line of a script
 
 
 class Wire:
@@ -84,6 +86,8 @@ class Wire:
             except redis.ConnectionError:
                 # The first call may have been run; that the second was refused does not undo it.
                 raise error from None
+        if isinstance(reply[-1], list):
+            _tell(reply.pop())
         self._note(time.monotonic(), reply[1] if isinstance(reply[0], str) else reply[0])
         return reply
 
@@ -134,26 +138,6 @@ class Wire:
         return int((time.monotonic() + (self._clock_offset or 0.0) + self._answer_within) * 1000)
 
 
-def refuse_unfit(server: Mapping[str, Any]) -> None:
-    """Stop the start on a Redis, known by its INFO, that cannot hold an outbox.
-
-    Raises:
-        ConfigurationError: a Cluster, whose scripts cannot reach keys of several slots, or too old for our scripts.
-    """
-    if server.get("cluster_enabled"):
-        raise ConfigurationError(
-            "REDIS_URL: this is a Redis Cluster; the outbox needs one Redis, or a primary with replicas"
-        )
-    version = str(server.get("redis_version", OLDEST_REDIS))
-    if int(version.partition(".")[0]) < OLDEST_REDIS:
-        raise ConfigurationError(f"REDIS_URL: this is Redis {version}; the outbox needs Redis 7 or newer, or Valkey")
-
-
-def nearly_full(memory: Mapping[str, Any]) -> bool:
-    """Whether Redis, by its INFO, is so full that accepting must stop for delivering to go on."""
-    return bool(memory.get("maxmemory") and memory["used_memory"] > MEMORY_LIMIT * memory["maxmemory"])
-
-
 class _Script(NamedTuple):
     source: str
     digest: str
@@ -161,8 +145,15 @@ class _Script(NamedTuple):
     @classmethod
     def assemble(cls, source: str, common: str) -> "_Script":
         shebang, _, body = source.partition("\n")
-        whole = f"{shebang}\n{common}\n{body}"
+        whole = f"{shebang}\n{common}\nlocal function main()\n{body}\nend\nreturn with_news(main())\n"
         return cls(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
+
+
+def _tell(news: Sequence[str]) -> None:
+    """Log what a script has brought about besides its answer."""
+    for line in news:
+        facts = json.loads(line)
+        getattr(logger, facts.pop("level"))(facts.pop("event"), **facts)
 
 
 def _refused(error: redis.RedisError) -> bool:

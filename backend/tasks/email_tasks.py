@@ -4,18 +4,17 @@ A task's argument is the id of an email or a chunk, and its task id is the same;
 the outbox.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import redis
+import structlog
 from celery import Task
 from celery.exceptions import Ignore, Retry
 
 from celery_app import app
 from mail.delivery import Ended
 from mail.errors import UnknownEmail
-from mail.fields import mask_address
 from mail.kinds import (
     CertificateEmail,
     CourseEnrollmentEmail,
@@ -26,10 +25,11 @@ from mail.kinds import (
     WelcomeEmail,
 )
 from mail.records import CELERY_STATUS, State
+from mail.redaction import redact
 from utils.composition import get_bulk_courier, get_courier
 from utils.wake_ups import CHUNK_TASK, task_name
 
-_ADDRESS = re.compile(r"[^\s<>()\"',;:]+@[\w.-]+")
+logger = structlog.get_logger(__name__)
 
 
 class EmailFailed(Exception):
@@ -52,8 +52,10 @@ def _wake(task: "Task[Any, Any]", wake: Callable[..., Ended], id_: str) -> str:
     try:
         ended = wake(id_, worker=task.request.hostname or "")
     except UnknownEmail:
+        logger.warning("wake_up.unknown", email_id=id_)
         return "unknown: no such email in the outbox"
     except redis.RedisError as error:
+        logger.warning("wake_up.not_answered", email_id=id_, error=type(error).__name__)
         # Acknowledge and let the sweep come back: handing it back to a broker that is up would spin.
         raise Retry(exc=EmailWaits(f"Redis does not answer: {type(error).__name__}")) from None
     status = CELERY_STATUS[ended.state]
@@ -74,7 +76,7 @@ def _revoked(task: "Task[Any, Any]", ended: Ended) -> NoReturn:
 
 
 def _masked(ended: Ended) -> str:
-    return _ADDRESS.sub(lambda found: mask_address(found.group()), f"{ended.state}: {ended.detail}")
+    return redact(f"{ended.state}: {ended.detail}")
 
 
 send_welcome_email_task = _sends(WelcomeEmail)

@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
+import structlog
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 from celery.worker.control import control_command
 
+from mail.alerts import Alerter
 from mail.errors import EmailError
 from mail.kinds import Lane
 from mail.sweeper import Sweeper
@@ -18,11 +20,15 @@ from utils.composition import (
     get_wake_ups,
     get_worker_batches,
     get_worker_outbox,
+    new_alerter,
+    new_reporter,
 )
+
+logger = structlog.get_logger(__name__)
 
 EX_SOFTWARE = 70  # sysexits.h; any non-zero code makes the supervisor start the node anew
 
-_sweepers: list[Sweeper] = []
+_beside: list[Sweeper | Alerter] = []
 
 
 @worker_ready.connect
@@ -41,9 +47,20 @@ def _start(sender: Any, **_: object) -> None:
         deaf_after=settings.watchdog_seconds,
         # No clean-up: what is in hand comes back through its lease, and a deaf consumer may not stop when asked.
         on_deaf=lambda: os._exit(EX_SOFTWARE),
+        report=new_reporter(sender.hostname).report,
     )
-    sweeper.start()
-    _sweepers.append(sweeper)
+    _beside.append(sweeper)
+    if alerter := new_alerter():
+        _beside.append(alerter)
+    for thread in _beside:
+        thread.start()
+    logger.info(
+        "node.started",
+        lanes=[lane.value for lane in lanes],
+        threads=settings.worker_concurrency,
+        broker=sender.app.connection_for_read().as_uri(),
+        smtp=f"{settings.smtp_host}:{settings.smtp_port}",
+    )
 
 
 @worker_shutting_down.connect
@@ -54,9 +71,10 @@ def _begin_to_stop(**_: object) -> None:
 
 @worker_shutdown.connect
 def _stop(**_: object) -> None:
-    while _sweepers:
-        _sweepers.pop().stop()
+    while _beside:
+        _beside.pop().stop()
     close()
+    logger.info("node.stopped")
 
 
 @control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

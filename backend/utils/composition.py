@@ -1,17 +1,19 @@
 """The one place where settings become objects. Each is built once per process, when it is first needed."""
 
-import logging
 import os
 import tempfile
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
+import structlog
 from cryptography.fernet import Fernet
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from mail.alerts import Alerter, Thresholds
 from mail.answers import Numbers
 from mail.batches import Batches
 from mail.brand import Brand
@@ -19,6 +21,7 @@ from mail.bulk import BulkCourier
 from mail.chunks import Chunks
 from mail.delivery import Courier, RetryPolicy
 from mail.leases import LeaseKeeper
+from mail.measures import Reporter
 from mail.message import Sender
 from mail.outbox import Outbox
 from mail.permits import Permits
@@ -27,29 +30,36 @@ from mail.rendering import Renderer
 from mail.smtp import Security, SmtpConfig, SmtpTransport
 from mail.vault import Vault
 from settings import BACKEND, KEY_FILE, get_settings
+from utils.rates import Rate
 from utils.service import EmailService
+from utils.webhook import Webhook
 
 if TYPE_CHECKING:
     from utils.wake_ups import CeleryWakeUps
 
-log = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
 WORKER_TIMEOUT = 5.0
+WRONG_KEYS_PER_MINUTE = 60
 
 
 @lru_cache(maxsize=1)
 def get_service() -> EmailService:
     """Renders and sends; needs neither Redis nor Celery."""
-    settings = get_settings()
     brand = get_brand()
     if brand.notice:
-        log.warning("%s", brand.notice)
+        logger.warning("settings.doubtful", hint=brand.notice)
     return EmailService(
-        renderer=Renderer(BACKEND / "templates" / "emails", brand, auto_reload=settings.development),
+        renderer=get_renderer(),
         transport=SmtpTransport(get_smtp_config()),
         sender=get_sender(),
     )
+
+
+def get_renderer() -> Renderer:
+    """Renders every kind."""
+    return Renderer(BACKEND / "templates" / "emails", get_brand(), auto_reload=get_settings().development)
 
 
 def get_brand() -> Brand:
@@ -99,18 +109,36 @@ def get_policy() -> Policy:
 
 
 @lru_cache(maxsize=1)
+def get_key_rate() -> Rate | None:
+    """How often each API key may call this process; None for no limit."""
+    per_minute = get_settings().api_requests_per_minute
+    return Rate(per_minute) if per_minute else None
+
+
+@lru_cache(maxsize=1)
+def get_stranger_rate() -> Rate:
+    """How often each client address may try a wrong key."""
+    return Rate(WRONG_KEYS_PER_MINUTE)
+
+
+@lru_cache(maxsize=1)
 def get_outbox() -> Outbox:
     """The outbox of a process that accepts: it fails fast."""
-    return _outbox(PRODUCER_TIMEOUT)
+    return _outbox(PRODUCER_TIMEOUT, _vault())
 
 
 @lru_cache(maxsize=1)
 def get_worker_outbox() -> Outbox:
     """The outbox of a worker node: patient with a slow disk."""
-    return _outbox(WORKER_TIMEOUT)
+    return _outbox(WORKER_TIMEOUT, _vault())
 
 
-def _outbox(timeout: float) -> Outbox:
+def get_onlooker() -> Outbox:
+    """The outbox of who only looks, and so needs no key and makes none."""
+    return _outbox(PRODUCER_TIMEOUT, Vault((Fernet.generate_key().decode(),)))
+
+
+def _outbox(timeout: float, vault: Vault) -> Outbox:
     settings = get_settings()
     client = redis.Redis.from_url(
         settings.redis_url.get_secret_value(),
@@ -123,7 +151,7 @@ def _outbox(timeout: float) -> Outbox:
     return Outbox(
         client,
         prefix=settings.key_prefix,
-        vault=Vault(settings.outbox_key_list or (_development_key(KEY_FILE),)),
+        vault=vault,
         numbers=Numbers(
             lease=settings.lease,
             retention=settings.retention,
@@ -133,6 +161,10 @@ def _outbox(timeout: float) -> Outbox:
             max_connections=settings.smtp_max_connections or 0,
         ),
     )
+
+
+def _vault() -> Vault:
+    return Vault(get_settings().outbox_key_list or (_development_key(KEY_FILE),))
 
 
 def _development_key(path: Path) -> str:
@@ -181,6 +213,25 @@ def get_permits() -> Permits:
 def get_leases() -> LeaseKeeper:
     """The leases of this worker process."""
     return LeaseKeeper(get_worker_outbox(), get_permits())
+
+
+def new_reporter(node: str) -> Reporter:
+    """Tells the outbox what a worker node of this name knows of itself."""
+    return Reporter(get_worker_outbox().wire, node, get_service().measured, get_settings().worker_concurrency)
+
+
+def new_alerter() -> Alerter | None:
+    """Tells ALERT_WEBHOOK_URL what goes wrong; None where nobody wants to know."""
+    settings = get_settings()
+    if settings.alert_webhook_url is None:
+        return None
+    post = Webhook(settings.alert_webhook_url.get_secret_value(), settings.alert_webhook_secret.get_secret_value())
+    thresholds = Thresholds(
+        dead_letters=settings.alert_dead_letters,
+        interval=timedelta(seconds=settings.alert_interval_seconds),
+        lane_still=timedelta(seconds=settings.alert_lane_still_seconds),
+    )
+    return Alerter(get_outbox(), post, thresholds)
 
 
 def get_retry_policy() -> RetryPolicy:

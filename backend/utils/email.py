@@ -18,9 +18,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import structlog
+
 from mail.check import Check
 from mail.delivery import Delivery, NotDelivered
-from mail.errors import FieldError, InvalidEmail, ServerBusy, ServerRefuses, ServerUnavailable
+from mail.errors import DeliveryError, FieldError, InvalidEmail, ServerBusy, ServerRefuses, ServerUnavailable
 from mail.kinds import (
     AnyEmail,
     CertificateEmail,
@@ -34,6 +36,8 @@ from mail.kinds import (
 from mail.mailing import Mailing, Recipient
 from utils.composition import get_policy, get_service
 from utils.service import EmailService
+
+logger = structlog.get_logger(__name__)
 
 MAX_FAULTS = 20  # more nobody reads
 
@@ -63,7 +67,15 @@ __all__ = [
 def send_sync(email: AnyEmail) -> Delivery:
     """Send an email of any kind and return when the SMTP server has taken it."""
     get_policy().check(email)
-    return get_service().deliver(email)
+    try:
+        sent = get_service().deliver(email)
+    except DeliveryError as error:
+        logger.warning("email.not_sent", kind=email.kind, to=email.to, code=error.code, error=str(error))
+        raise
+    logger.info(
+        "email.sent", email_id=sent.id, kind=email.kind, to=email.to, code=sent.smtp_code, reply=sent.smtp_reply
+    )
+    return sent
 
 
 async def send(email: AnyEmail) -> Delivery:

@@ -12,7 +12,10 @@ Beside the fields of its kind (see utils/email.py) every form takes
     expires_at        aware datetime: not after then; a reset or verification mail ends with its link by itself
     idempotency_key   any string: the same key with the same email within 24 h is taken once
 
-and raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyConflict, or OutboxUnavailable.
+A `request_id` bound with `structlog.contextvars.bind_contextvars` follows the email through the logs and its record;
+else one is made (docs/logs.md).
+
+Every form raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyConflict, or OutboxUnavailable.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +23,10 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import structlog
 from typing_extensions import TypedDict  # pydantic cannot read the one of typing before Python 3.12
 
+from logs import current_request_id, request_id
 from mail.answers import Accepted, Due, Idempotency
 from mail.batch_records import is_batch_id
 from mail.batches import BATCH_STATUS, MISSED
@@ -57,6 +62,8 @@ __all__ = [
     "send_welcome_email_async",
 ]
 
+logger = structlog.get_logger(__name__)
+
 MAX_IDEMPOTENCY_KEY = 255
 _EARLIEST, _LATEST = datetime(1970, 1, 2, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -85,11 +92,23 @@ def enqueue(
     errors = [*_time_faults(send_at=send_at, expires_at=expires_at), *_key_faults(idempotency_key)]
     if errors:
         raise InvalidEmail(errors)
+    follow = request_id(current_request_id())
     accepted = get_outbox().accept(
         email,
         send_at=send_at,
         expires_at=expires_at,
         idempotency=Idempotency(scope, idempotency_key) if idempotency_key is not None else None,
+        request_id=follow,
+    )
+    logger.info(
+        "email.accepted",
+        email_id=accepted.id,
+        request_id=follow,
+        kind=email.kind,
+        lane=email.lane.value,
+        to=email.to,
+        state=accepted.state.value,
+        replayed=accepted.replayed or None,
     )
     if accepted.state is State.QUEUED and not accepted.replayed:
         get_wake_ups().publish(email.lane, Due(accepted.id, email.kind, email.to))
@@ -146,6 +165,7 @@ def open_batch(
         check,
         terms,
         limit=limit or get_settings().batch_stream_max_recipients,
+        request_id=request_id(current_request_id()),
         idempotency=Idempotency(scope, idempotency_key) if idempotency_key is not None else None,
     )
 

@@ -1,9 +1,11 @@
 """The one way from an email to the SMTP server, for every caller: direct forms, requests that wait, workers."""
 
-import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
 
 from mail.delivery import Delivery, NotDelivered
 from mail.errors import DeliveryError
@@ -16,7 +18,7 @@ from mail.smtp import Envelope, SmtpTransport
 
 KEPT_MAILINGS = 4
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class EmailService:
@@ -93,7 +95,7 @@ class EmailService:
                 prepared = prepared or self.prepare(mailing)
                 rendered = prepared.render(recipient)
             except Exception as error:
-                logger.exception("email %s could not be prepared", email_id)
+                logger.exception("email.not_prepared", email_id=email_id)
                 yield NotDelivered(email_id, recipient.to, error)
                 continue
             if pace is not None:
@@ -143,6 +145,10 @@ class EmailService:
             smtp_reply=scrub(reply.text),
             sent_at=datetime.now(UTC),
         )
+
+    def measured(self) -> Mapping[str, Any]:
+        """Connections and timings of the SMTP server; see SmtpTransport."""
+        return self._transport.measured()
 
     def trim(self, count: int) -> None:
         """Close idle SMTP connections but for `count`."""

@@ -1,10 +1,11 @@
 """Publishes wake-ups through Celery: a task per kind, the email id as its only argument."""
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 
 import redis
+import structlog
+from amqp import AMQPError
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
@@ -12,7 +13,7 @@ from mail.answers import Due
 from mail.fields import mask_address
 from mail.kinds import KINDS, Lane
 
-logger = logging.getLogger(__name__)
+logger = structlog.get_logger(__name__)
 
 CHUNK_KIND = "bulk_chunk"  # as scripts/sweep.lua calls it
 CHUNK_TASK = "tasks.email_tasks.send_bulk_chunk_task"
@@ -43,7 +44,7 @@ class CeleryWakeUps:
         """Wake a worker up for one email; False when the broker did not take it in time. Never raises."""
         if due.kind not in KINDS and due.kind != CHUNK_KIND:
             # Written by a newer version, or its kind was removed: it waits for a worker that knows it.
-            logger.warning("email %s is of an unknown kind and waits: %s", due.id, due.kind)
+            logger.warning("email.of_unknown_kind", email_id=due.id, kind=due.kind)
             return True
         if self._stuck:
             return False
@@ -52,9 +53,12 @@ class CeleryWakeUps:
             sending.result(timeout=self._patience)
         except FutureTimeout:
             self._stuck = True
+            logger.warning("wake_up.stuck", email_id=due.id, hint="the broker hangs; the sweep wakes what it misses")
             sending.add_done_callback(lambda _: setattr(self, "_stuck", False))
         except (OperationalError, KombuError, OSError, redis.RedisError) as error:
-            logger.warning("wake-up of %s not published, the sweep will: %s", due.id, type(error).__name__)
+            logger.warning(
+                "wake_up.not_published", email_id=due.id, error=type(error).__name__, hint="the sweep will"
+            )
         else:
             return True
         return False
@@ -86,6 +90,20 @@ class CeleryWakeUps:
                 return int(declared.message_count)
         except (OperationalError, KombuError, OSError, redis.RedisError) as error:
             raise ConnectionError(f"the broker does not answer: {type(error).__name__}") from None
+
+    def reach(self) -> None:
+        """Connect to the broker, once and anew.
+
+        Raises:
+            ConnectionError: in words that show no password.
+        """
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.connect()
+        except OSError as error:
+            raise ConnectionError(f"it cannot be reached: {error.strerror or error}") from None
+        except (AMQPError, KombuError, redis.RedisError) as error:
+            raise ConnectionError(f"it turns us away: {type(error).__name__}") from None
 
     def close(self) -> None:
         """End the thread that publishes."""

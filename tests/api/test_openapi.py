@@ -10,9 +10,9 @@ from mail.kinds import KINDS, parse
 from support.api import TestClient
 
 # By method and path: the errors that a client must be ready for.
-COMMON = {"401", "403", "500", "503"}
+COMMON = {"401", "403", "429", "500", "503"}
 ERRORS = {
-    "POST /api/emails": {*COMMON, "409", "413", "422", "429", "502"},
+    "POST /api/emails": {*COMMON, "409", "413", "422", "502"},
     "GET /api/emails": {*COMMON, "404", "422"},
     "GET /api/emails/{email_id}": {*COMMON, "404"},
     "POST /api/emails/{email_id}/cancel": {*COMMON, "404", "409"},
@@ -27,6 +27,7 @@ ERRORS = {
         for verb in ("pause", "resume", "cancel", "retry-failed", "release-held", "drop-held")
     },
     "GET /api/tasks/{task_id}": {*COMMON, "404"},
+    "GET /metrics": {"401", "403", "429"},
     "GET /health/live": set(),
     "GET /health/ready": {"503"},
 }
@@ -149,7 +150,7 @@ def test_security(document: dict[str, Any]) -> None:
     assert set(kinds.values()) == {("http", "bearer", None), ("apiKey", None, "X-API-Key")}
     for name, operation in operations(document):
         # Each alone is enough: one entry per scheme, not one entry with both.
-        wanted = [{scheme: []} for scheme in schemes] if name.split(" ")[1].startswith("/api") else None
+        wanted = [{scheme: []} for scheme in schemes] if name.split(" ")[1].startswith(("/api", "/metrics")) else None
         assert operation.get("security") == wanted
 
 

@@ -20,7 +20,7 @@ class TestWatchdog:
             celery(service.env, "control", "cancel_consumer", lane)
         email_id = service.send()
         assert worker.wait(timeout=40) == 70
-        assert "no wake-up has come" in worker.text()
+        assert "watchdog.deaf" in worker.text()
         service.worker()
         service.wait_for_state(email_id, "sent")
 

@@ -632,6 +632,7 @@ class TestSteering:
                 steer(batch_id)
         wait_until(lambda: not batches.clean(), what="the rest of it to be removed")
         assert not [key for key in keys(outbox) if batch_id in key]
+        assert not any(outbox.measure().emails().values())
 
     def test_retry_failed(self, outbox: Outbox) -> None:
         batches, batch_id = Batches(outbox), accept(outbox, 3)
@@ -847,7 +848,8 @@ class TestSeeing:
         batches.cancel(batch_id)
         wait_until(lambda: not batches.clean(), what="the batch to be removed")
         left = {key.partition(":")[0] for key in keys(outbox)}
-        assert left <= {"lane", "slots", "nodes", "meter", "verdicts"}
+        assert left <= {"lane", "slots", "nodes", "meter", "verdicts", "counts"}
+        assert not any(outbox.measure().emails().values())
 
 
 def test_memory_per_waiting_recipient(outbox: Outbox) -> None:

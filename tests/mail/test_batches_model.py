@@ -434,6 +434,7 @@ class Driver:
         assert len(letters) == self.total
         self.check_counts(batch, letters)
         self.check_records(letters)
+        self.check_measured(letters)
         self.check_reachable(batch, letters)
         self.check_hands(letters)
         for position, (before, after) in enumerate(zip(self.letters, letters, strict=True)):
@@ -470,6 +471,16 @@ class Driver:
         for state, found in zip(State, answers[self.total :], strict=True):
             wanted = {self.email(at) for at, one in enumerate(states) if one == state.value}
             assert set(found) == (set() if state is State.SENT else wanted)
+
+    def check_measured(self, letters: str) -> None:
+        """What is counted for the outside is what there is."""
+        found = self.outbox.measure()
+        emails = {key: count for key, count in found.emails().items() if count}
+        assert emails == Counter(("custom", Lane.BULK, LETTERS[letter]) for letter in letters.lower())
+        pipe = self.redis.pipeline(transaction=False)
+        for position in range(self.total):
+            pipe.hexists(self.key("email", self.email(position)), "duplicate")
+        assert found.copies.get(("custom", Lane.BULK), 0) == sum(pipe.execute())
 
     def check_reachable(self, batch: dict[str, str], letters: str) -> None:
         """Whoever has not ended is looked at by somebody, some time soon."""

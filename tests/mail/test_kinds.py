@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from mail.errors import InvalidEmail
-from mail.fields import Address, Body, HeaderText, Link, Name, host_of, is_plain, is_visible, mask_address
+from mail.fields import Address, Body, HeaderText, Link, Name, host_of, is_plain, is_visible, mailbox_of, mask_address
 from mail.kinds import (
     KINDS,
     Category,
@@ -135,6 +135,24 @@ class TestAddress:
     )
     def test_masked(self, address: str, masked: str) -> None:
         assert mask_address(address) == masked
+
+    @pytest.mark.parametrize(
+        "spellings",
+        [
+            ["ada@example.com", "ADA@Example.COM", "ada+1@example.com", "ada+a+b@example.com", "ａda@example.com"],
+            ["ada@gmail.com", "a.d.a@gmail.com", "A.d.a+x@googlemail.com", "ada@GMAIL.com"],
+            ["ada@bücher.example", "ada@xn--bcher-kva.example", "ada@BÜCHER.example", "ada@bu\u0308cher.example"],
+            ["zoë@example.com", "zoe\u0308@example.com", "ZOË@example.com"],
+            ["a.da@example.com"],
+            ["+ada@example.com"],
+        ],
+    )
+    def test_spellings_of_one_mailbox(self, spellings: list[str]) -> None:
+        assert {mailbox_of(ADDRESS.validate_python(address)) for address in spellings} == {mailbox_of(spellings[0])}
+
+    def test_other_mailboxes(self) -> None:
+        others = ["ada@example.com", "a.da@example.com", "ada@example.org", "+ada@example.com", "ada@gmail.com"]
+        assert len({mailbox_of(address) for address in others}) == len(others)
 
 
 class TestLink:

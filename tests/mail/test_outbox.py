@@ -18,11 +18,11 @@ from mail.errors import (
     UnknownEmail,
     WrongState,
 )
+from mail.findings import nearly_full, refuse_unfit
 from mail.kinds import CertificateEmail, CustomEmail, Lane, PasswordResetEmail, WelcomeEmail
 from mail.outbox import Outbox
 from mail.records import State
 from mail.vault import SecretLost, Vault
-from mail.wire import nearly_full, refuse_unfit
 from support.processes import Valkey, wait_until
 
 LEASE = 0.4
@@ -162,6 +162,19 @@ class TestAccept:
         outbox.accept(reset("bob@example.com"))
         for _ in range(5):
             outbox.accept(WelcomeEmail.sample())
+
+    def test_no_mailbox_is_bombed_by_spelling_its_address_in_other_ways(self, make: Callable[..., Outbox]) -> None:
+        outbox = make(recipient_hourly_limit=2)
+        outbox.accept(reset("ada.lovelace@gmail.com"))
+        outbox.admit(reset("adalovelace+1@gmail.com"))
+        for again in (outbox.accept, outbox.admit):
+            with pytest.raises(RecipientLimited):
+                again(reset("Ada.Love.Lace+2@googlemail.com"))
+        # A limit may be shared by mistake; a newer mail must not take the place of another person's.
+        assert outbox.accept(reset("x+1@example.com")).id
+        first = outbox.accept(reset("x+2@example.com"))
+        assert {one.state for one in outbox.list(to="x+1@example.com").items} == {State.QUEUED}
+        assert [one.id for one in outbox.list(to="x+2@example.com").items] == [first.id]
 
     def test_limit_of_mails_past_the_outbox(self, make: Callable[..., Outbox]) -> None:
         outbox = make(recipient_hourly_limit=2)
@@ -666,6 +679,7 @@ class TestJanitor:
         time.sleep(0.1)
         assert outbox.clean() == (1, 1)
         assert outbox.clean() == (0, 1)
+        assert +outbox.measure().emails() == {("certificate", Lane.STANDARD, State.QUEUED): 1}
         with pytest.raises(UnknownEmail):
             outbox.record(ended)
         assert outbox.record(alive).state == State.QUEUED

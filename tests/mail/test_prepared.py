@@ -193,6 +193,8 @@ _pieces = st.sampled_from(
             "{{ b }}",
             "{{ a }}{{ b }}",
             "www.",
+            "evil",
+            ".com",
             "https://",
             "lms.example.com",
             "/",
@@ -217,6 +219,7 @@ _values = st.one_of(
                     "//",
                     "www.",
                     "evil.example",
+                    "evil.com",
                     "lms.example.com",
                     ".",
                     "@",
@@ -379,6 +382,5 @@ def test_a_difference_is_noticed_and_told_once(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         prepared = Renderer(tmp_path, BRAND).prepare(Mailing.parse({"kind": "welcome"}))
         assert [prepared.render(Recipient("ada@example.com", "Ada")).text for _ in range(3)] == ["1", "1", "1"]
-    assert [record.getMessage() for record in caplog.records] == [
-        "the templates of welcome look into their fields, so every mail is rendered whole"
-    ]
+    [told] = caplog.messages
+    assert told.startswith("templates.slow kind=welcome ")

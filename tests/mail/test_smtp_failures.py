@@ -391,7 +391,7 @@ def test_the_password_does_not_cross_a_network_in_clear(
         assert len(server.messages) == 2
     [warning] = caplog.records
     assert warning.levelno == logging.WARNING
-    assert "in clear" in warning.getMessage()
+    assert warning.getMessage().startswith("smtp.password_in_clear ")
 
 
 def test_the_password_shows_nowhere(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:

@@ -80,4 +80,4 @@ def _chromium() -> str:
     for name in filter(None, names):
         if path := shutil.which(name):
             return path
-    missing("Chromium is not installed: apt-get install chromium, or name one in CHROMIUM")
+    return missing("Chromium is not installed: apt-get install chromium, or name one in CHROMIUM")

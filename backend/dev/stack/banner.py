@@ -37,7 +37,8 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
         first = "The HTTP API takes no mail until then."
     rows["Note"] = get_brand().notice or ""
     table = "\n".join(f"  {name:<8} {place}" for name, place in rows.items() if place)
-    stop = "Ctrl-C stops everything. Records stay in .run/; the inbox is emptied."
+    stop = "Is something wrong? cd backend && ../.venv/bin/python doctor.py\n"
+    stop += "Ctrl-C stops everything. Records stay in .run/; the inbox is emptied."
     return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\n{stop}\n"
 
 
@@ -47,8 +48,4 @@ def _origin(ours: bool) -> str:
 
 def find_key(settings: Settings, scopes: AbstractSet[Scope]) -> str | None:
     """The first key with these scopes, in clear: settings keep digests only."""
-    entries = [entry.strip() for entry in settings.api_keys.get_secret_value().split(",") if entry.strip()]
-    for entry, parsed in zip(entries, settings.keys, strict=True):
-        if scopes <= parsed.scopes:
-            return entry.split(":", 2)[2]
-    return None
+    return next((key for caller, key in settings.keys_in_clear if scopes <= caller.scopes), None)

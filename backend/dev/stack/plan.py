@@ -89,7 +89,7 @@ def _check_redis(settings: Settings) -> None:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    from mail.wire import refuse_unfit
+    from mail.findings import refuse_unfit
 
     parts = urlsplit(settings.redis_url.get_secret_value())
     place = redis_place(settings)

@@ -1,6 +1,6 @@
--- A sliding hour per kind and person. Returns nil and counts `id`, or the seconds until the next one may come.
-local function over_limit(kind, person, limit, id)
-  local key = P .. 'limit:' .. kind .. ':' .. person
+-- A sliding hour per kind and mailbox. Returns nil and counts `id`, or the seconds until the next one may come.
+local function over_limit(kind, mailbox, limit, id)
+  local key = P .. 'limit:' .. kind .. ':' .. mailbox
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now - 3600000)
   if redis.call('ZSCORE', key, id) then return nil end
   if redis.call('ZCARD', key) >= limit then

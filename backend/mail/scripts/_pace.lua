@@ -42,6 +42,12 @@ local function meter(key, n)
   return sum / (FADE / 1000 * (1 - math.exp(-math.max(1000, now - since) / FADE)))
 end
 
+-- When a worker last asked for mail of this lane, and when the sweep first saw some due after that.
+local function lane_clock(lane)
+  local seen = redis.call('HMGET', P .. 'lane:' .. lane, 'woken', 'owed')
+  return tonumber(seen[1] or '0'), tonumber(seen[2] or '0')
+end
+
 -- A worker may be told to wait so long with a mail in its hand; what must wait longer goes back.
 local HORIZON = 1000
 -- Of the account's limits this part is kept for critical and standard mail.
@@ -53,17 +59,17 @@ local LANES = {critical = {'critical', 'standard', 'bulk'}, standard = {'standar
 -- whole hours this errs to the safe side.
 local function left_today(lane, per_day)
   local hour = math.floor(now / 3600000)
-  local used, oldest = 0, hour
+  local used, oldest, past = 0, hour, {}
   local hours = redis.call('HGETALL', P .. 'day')
   for i = 1, #hours, 2 do
     local at = tonumber(hours[i])
     if at < hour - 24 then
-      redis.call('HDEL', P .. 'day', hours[i])
+      past[#past + 1] = hours[i]
     else
       used, oldest = used + tonumber(hours[i + 1]), math.min(oldest, at)
     end
   end
-  return math.floor(per_day * (lane == 'bulk' and BULK_SHARE or 1)) - used, (oldest + 25) * 3600000
+  return math.floor(per_day * (lane == 'bulk' and BULK_SHARE or 1)) - used, (oldest + 25) * 3600000, past
 end
 
 -- The rule that every mail of this lane obeys: the time of its next slot, the milliseconds between two, why.
@@ -87,7 +93,8 @@ local function take_slots(lane, n, per_second, per_day)
   if at > now + HORIZON then return 0, at, why end
   if gap > 0 then n = math.min(n, 1 + math.floor((now + HORIZON - at) / gap)) end
   if per_day > 0 then
-    local left, more_at = left_today(lane, per_day)
+    local left, more_at, past = left_today(lane, per_day)
+    if #past > 0 then redis.call('HDEL', P .. 'day', unpack(past)) end
     if left < 1 then return 0, more_at, 'SMTP_MAX_PER_DAY' end
     n = math.min(n, left)
     redis.call('HINCRBY', P .. 'day', math.floor(now / 3600000), n)
@@ -113,14 +120,14 @@ end
 -- Connections to the SMTP server, over all processes: a permit each, which lapses with its holder. Bulk mail leaves
 -- one to the others; where there is but one, it makes way as soon as another lane asks.
 local function room_for_connection(lane, most)
-  redis.call('ZREMRANGEBYSCORE', P .. 'connections', '-inf', now)
   local share = (lane == 'bulk' and most > 1) and most - 1 or most
-  return share - redis.call('ZCARD', P .. 'connections')
+  return share - redis.call('ZCOUNT', P .. 'connections', '(' .. now, '+inf')
 end
 
 local function take_connection(lane, permit, most, lease_ms)
   if most == 0 then return true end
   local key, wanted = P .. 'connections', P .. 'connections:wanted'
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
   local yields = lane == 'bulk' and redis.call('EXISTS', wanted) == 1
   if redis.call('ZSCORE', key, permit) and not (yields and most == 1) then
     redis.call('ZADD', key, now + lease_ms, permit)

@@ -20,11 +20,12 @@ local function promote(batch, pos, contents, worker, token)
   local n = math.floor(pos / CHUNK)
   if not contents[n] then contents[n] = cjson.decode(redis.call('HGET', chunk_key(batch, n), 'content')) end
   local recipient = contents[n][pos % CHUNK + 1]
-  local shared = redis.call('HMGET', batch_key(batch), 'kind', 'created', 'expires')
+  local shared = redis.call('HMGET', batch_key(batch), 'kind', 'created', 'expires', 'request_id')
   local id, letter = email_id(batch, pos), letter_at(batch, pos)
   redis.call('HSET', email_key(id), 'kind', shared[1], 'lane', 'bulk', 'to', recipient[1],
     'person', recipient[1]:lower(), 'payload', cjson.encode(recipient), 'created', shared[2], 'batch', batch,
     'pos', pos, 'state', NAMES[letter], 'updated', now, 'attempts', 0)
+  if shared[4] then redis.call('HSET', email_key(id), 'request_id', shared[4]) end
   if shared[3] then
     redis.call('HSET', email_key(id), 'expires', shared[3])
     redis.call('ZADD', P .. 'ends', shared[3], id)

@@ -9,7 +9,7 @@ local function retry_email(id, token, at)
   if record.batch and redis.call('HGET', batch_key(record.batch), 'state') == 'cancelled' then return 'cancelled' end
   -- Of one that is held, or was, the server may have taken the first copy.
   local copy = record.state == 'held' or record.doubt
-  if copy then redis.call('HSET', email_key(id), 'duplicate', 1) end
+  if copy then note_copy(id, record) end
   redis.call('ZREM', P .. 'secrets', id)
   redis.call('HSET', email_key(id), 'settled', token, 'attempts', 0, 'deaths', 0)
   redis.call('HDEL', email_key(id), 'error', 'code', 'reply')

@@ -9,6 +9,11 @@ local function close(name, token, reason, cap)
   redis.call('HSET', key, 'step', step + 1, 'next', now + math.min(cap, 1000 * 2 ^ step), 'reason', reason)
   redis.call('HSETNX', key, 'since', now)
   redis.call('HDEL', key, 'probe', 'probe_key')
+  if not state[1] then tell('warning', 'gate.closed', {gate = name, reason = reason}) end
+end
+
+local function open_gate(name)
+  if redis.call('DEL', P .. 'gate:' .. name) == 1 then tell('info', 'gate.opened', {gate = name}) end
 end
 
 -- Halves the pace that the lane had.
@@ -21,6 +26,7 @@ local function slow(lane, reason)
   redis.call('HSET', key, 'limit', limit, 'slot', now + 1000 / limit, 'slowed', now, 'grown', now, 'reason', reason)
   redis.call('HSETNX', key, 'since', now)
   redis.call('HSETNX', key, 'full', speed)
+  tell('warning', 'lane.slowed', {lane = lane, per_second = math.floor(limit * 100) / 100, reason = reason})
 end
 
 -- A tenth more with each second in which mail was taken, until the lane is as fast as it was.
@@ -31,6 +37,7 @@ local function recover(lane)
   local limit = tonumber(state[1]) * 1.1 ^ (math.min(5000, now - tonumber(state[2])) / 1000)
   if limit >= math.max(20, tonumber(state[3])) then
     redis.call('DEL', key)
+    tell('info', 'lane.recovered', {lane = lane})
   else
     redis.call('HSET', key, 'limit', limit, 'grown', now)
   end
@@ -50,7 +57,8 @@ end
 
 -- The server has taken `n` mails.
 local function taken(lane, n)
-  redis.call('DEL', P .. 'gate:smtp', P .. 'gate:' .. lane)
+  open_gate('smtp')
+  open_gate(lane)
   recover(lane)
   meter(P .. 'meter:' .. lane, n)
   local verdicts = P .. 'verdicts:' .. lane
@@ -110,13 +118,13 @@ local function settle_email(id, token, outcome, args)
   end
 
   -- From here on the server has spoken about this mail, so it is there and it takes ours; unless it was never asked.
-  if not args.unasked then redis.call('DEL', P .. 'gate:smtp') end
+  if not args.unasked then open_gate('smtp') end
 
   if outcome == 'sent' then
     taken(lane, 1)
     if record.batch then meter(P .. 'meter:' .. record.batch, 1) end
     if record.state == 'sent' then
-      redis.call('HSET', email_key(id), 'duplicate', 1)
+      note_copy(id, record)
       entry.state, entry.note = 'sent', 'possible duplicate: the server has taken it more than once'
       log(id, entry)
       return {'sent', now}
@@ -139,6 +147,7 @@ local function settle_email(id, token, outcome, args)
       return {record.state, now, math.ceil(args.cap / 1000)}
     end
     redis.call('HSET', email_key(id), 'attempts', tonumber(record.attempts) + 1)
+    entry.cause = args.code and 'refused' or 'unfit'
     finish(id, record, 'failed', entry)
     return {'failed', now}
   end
@@ -148,12 +157,14 @@ local function settle_email(id, token, outcome, args)
   if args.unknown and holds(record) then
     entry.note = nil
     entry.error = args.error .. '; whether the server took it, nobody can tell'
+    entry.cause = 'reply_lost'
     finish(id, record, 'held', entry)
     return {'held', now}
   end
-  if args.unknown then redis.call('HSET', email_key(id), 'duplicate', 1) end
+  if args.unknown then note_copy(id, record) end
   if attempts >= args.attempts then
     entry.error = args.error .. ' (attempts used up)'
+    entry.cause = 'attempts_used_up'
     finish(id, record, 'failed', entry)
     return {'failed', now}
   end

@@ -1,7 +1,7 @@
 #!lua
 -- Takes one email in: record, due entry, indexes, idempotency key, limits, all or nothing.
-local _, id, deadline, kind, lane, to, person, payload, secret, send_at, expires, valid_for,
-  idempotency, fingerprint, idempotency_ttl, limit, supersedes, first_look = unpack(ARGV)
+local _, id, deadline, kind, lane, to, person, mailbox, payload, secret, send_at, expires, valid_for,
+  idempotency, fingerprint, idempotency_ttl, limit, supersedes, first_look, request_id = unpack(ARGV)
 deadline, send_at, expires, valid_for = tonumber(deadline), tonumber(send_at), tonumber(expires), tonumber(valid_for)
 
 local known = redis.call('HGET', email_key(id), 'first_state')
@@ -31,7 +31,7 @@ if expires > 0 and expires <= math.max(now, send_at) then
 end
 
 if tonumber(limit) > 0 then
-  local wait = over_limit(kind, person, tonumber(limit), id)
+  local wait = over_limit(kind, mailbox, tonumber(limit), id)
   if wait then return {'limited', now, wait} end
 end
 
@@ -45,7 +45,7 @@ if supersedes == '1' then
       elseif record.state == 'sending' then
         redis.call('HSET', email_key(older), 'superseded_by', id)
       else
-        finish(older, record, 'cancelled', {error = 'superseded by a newer mail of the same kind', by = id})
+        end_unsent(older, record, 'cancelled', {error = 'superseded by a newer mail of the same kind', by = id})
       end
     end
   end
@@ -53,9 +53,9 @@ if supersedes == '1' then
 end
 
 local state = send_at > 0 and 'scheduled' or 'queued'
-local record = {lane = lane, created = now, expires = expires > 0 and expires or nil}
+local record = {kind = kind, lane = lane, created = now, expires = expires > 0 and expires or nil}
 redis.call('HSET', email_key(id), 'kind', kind, 'lane', lane, 'to', to, 'person', person, 'payload', payload,
-  'created', now, 'first_state', state, 'attempts', 0)
+  'created', now, 'first_state', state, 'attempts', 0, 'request_id', request_id)
 if secret ~= '' then redis.call('HSET', email_key(id), 'secret', secret, 'has_secret', 1) end
 if send_at > 0 then redis.call('HSET', email_key(id), 'send_at', send_at) end
 if expires > 0 then redis.call('HSET', email_key(id), 'expires', expires) end

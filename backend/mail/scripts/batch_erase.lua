@@ -4,6 +4,15 @@
 local _, batch, n, persons = unpack(ARGV)
 local key = batch_key(batch)
 n = tonumber(n)
+-- One that was never accepted has no kind, and was never counted.
+local kind = redis.call('HGET', key, 'kind')
+if kind and redis.call('EXISTS', chunk_key(batch, n)) == 1 then
+  local gone = {}
+  for letter in redis.call('GETRANGE', states_key(batch), n * CHUNK, n * CHUNK + CHUNK - 1):lower():gmatch('.') do
+    gone[letter] = (gone[letter] or 0) + 1
+  end
+  for letter, many in pairs(gone) do count(kind, 'bulk', NAMES[letter], '-', many) end
+end
 for offset, person in ipairs(cjson.decode(persons)) do
   local id = email_id(batch, n * CHUNK + offset - 1)
   redis.call('ZREM', P .. 'to:' .. person, id)

@@ -1,7 +1,7 @@
 #!lua
 -- Makes a batch live, all of it in one step.
 local _, batch, deadline, kind, mailing, subject, course_id, total, duplicates, on_unknown, send_at, expires,
-  fingerprint, idempotency_ttl = unpack(ARGV)
+  fingerprint, idempotency_ttl, request_id = unpack(ARGV)
 local key = batch_key(batch)
 local state = redis.call('HGET', key, 'state')
 if not state or state == 'erasing' then return {'gone', now} end
@@ -14,8 +14,10 @@ if expires > 0 and expires <= math.max(now, send_at) then
 end
 redis.call('SET', P .. 'mailing:' .. batch, mailing)
 redis.call('HSET', key, 'state', 'queued', 'kind', kind, 'subject', subject, 'total', total, 'open', total,
-  'duplicates', duplicates, 'on_unknown', on_unknown, 'created', now, 'n:queued', total, 'version', 1)
+  'duplicates', duplicates, 'on_unknown', on_unknown, 'created', now, 'n:queued', total, 'version', 1,
+  'request_id', request_id)
 redis.call('HDEL', key, 'touched')
+count(kind, 'bulk', '-', 'queued', total)
 if course_id ~= '' then redis.call('HSET', key, 'course_id', course_id) end
 if send_at > 0 then redis.call('HSET', key, 'send_at', send_at) end
 if expires > 0 then redis.call('HSET', key, 'expires', expires) end

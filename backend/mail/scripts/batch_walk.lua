@@ -33,7 +33,7 @@ while done < most and compact < 10 * most do
       retry_email(id, token, now)
     else
       if verb == 'drop' then redis.call('HSET', email_key(id), 'doubt', 1) end
-      finish(id, load(id), ends[verb] or 'failed', {error = reasons[verb]})
+      finish(id, load(id), ends[verb] or 'failed', {error = reasons[verb], cause = verb == 'drop' and 'dropped' or nil})
     end
   end
   at = at + 1

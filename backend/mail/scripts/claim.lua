@@ -14,9 +14,10 @@ if FINAL[record.state] then
 end
 
 local function grant(delay)
-  local content = redis.call('HMGET', email_key(id), 'kind', 'to', 'payload', 'secret')
+  local content = redis.call('HMGET', email_key(id), 'kind', 'to', 'payload', 'secret', 'request_id')
   return {'claimed', now, content[1], content[2], content[3], content[4] or '', record.attempts or '0', record.lane,
-    record.expires and record.expires - record.created or '', record.batch or '', delay}
+    record.expires and record.expires - record.created or '', record.batch or '', delay,
+    content[5] or ''}
 end
 
 local DIED = 'possible duplicate: the worker before died while sending'
@@ -39,13 +40,17 @@ if record.state == 'sending' then
   end
   -- The worker died with this mail in hand: whether the server took it, nobody can tell.
   if holds(record) then
-    finish(id, record, 'held', {error = 'its worker died while sending it; whether the server took it, nobody can tell'})
+    end_unsent(id, record, 'held', {cause = 'worker_died',
+      error = 'its worker died while sending it; whether the server took it, nobody can tell'})
     return {'done', now, 'held'}
   end
   local deaths = redis.call('HINCRBY', email_key(id), 'deaths', 1)
-  redis.call('HSET', email_key(id), 'duplicate', 1)
+  note_copy(id, record)
+  tell('warning', 'lease.taken_over', {email_id = id, kind = record.kind, lane = record.lane, deaths = deaths,
+    note = DIED, request_id = redis.call('HGET', email_key(id), 'request_id') or nil})
   if deaths >= tonumber(death_limit) then
-    finish(id, record, 'failed', {error = 'its worker died ' .. deaths .. ' times while sending it'})
+    end_unsent(id, record, 'failed', {cause = 'worker_died',
+      error = 'its worker died ' .. deaths .. ' times while sending it'})
     return {'done', now, 'failed'}
   end
   -- From now on nobody has it, also if something makes it wait: a death counts once.
@@ -62,12 +67,12 @@ if record.state == 'sending' then
 end
 
 if record.superseded_by then
-  finish(id, record, 'cancelled',
+  end_unsent(id, record, 'cancelled',
     {error = 'superseded by a newer mail of the same kind', by = record.superseded_by, copy = copy})
   return {'done', now, 'cancelled'}
 end
 if record.expires and tonumber(record.expires) <= now then
-  finish(id, record, 'expired', {error = 'its time ran out before it could be sent', copy = copy})
+  end_unsent(id, record, 'expired', {error = 'its time ran out before it could be sent', copy = copy})
   return {'done', now, 'expired'}
 end
 local not_before = tonumber(record.state == 'scheduled' and record.send_at or record.state == 'retrying' and record.next or 0)
@@ -79,7 +84,7 @@ end
 if record.batch then
   local state = redis.call('HGET', batch_key(record.batch), 'state')
   if state == 'cancelled' then
-    finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = copy})
+    end_unsent(id, record, 'cancelled', {error = 'its batch was cancelled', copy = copy})
     return {'done', now, 'cancelled'}
   end
   if state == 'paused' then

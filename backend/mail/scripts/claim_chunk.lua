@@ -5,7 +5,7 @@ n, lease_ms, size, per_second, per_day, connections = tonumber(n), tonumber(leas
   tonumber(per_second), tonumber(per_day), tonumber(connections)
 
 local due, key, states = P .. 'due:' .. batch, chunk_key(batch, n), states_key(batch)
-local shared = redis.call('HMGET', batch_key(batch), 'state', 'send_at', 'expires', 'on_unknown')
+local shared = redis.call('HMGET', batch_key(batch), 'state', 'send_at', 'expires', 'on_unknown', 'request_id')
 local state, send_at, expires = shared[1], tonumber(shared[2] or '0'), tonumber(shared[3] or '0')
 if not state or state == 'accepting' or state == 'erasing' then return {'unknown', now} end
 redis.call('HSET', P .. 'lane:bulk', 'woken', now)
@@ -32,7 +32,7 @@ local function done(why)
 end
 
 local function grant(positions, delay, gap)
-  local reply = {'claimed', now, delay, gap}
+  local reply = {'claimed', now, delay, gap, shared[5] or ''}
   for _, pos in ipairs(positions) do reply[#reply + 1] = pos end
   return reply
 end
@@ -65,16 +65,19 @@ if holder[1] then
       local id = promote(batch, pos, contents)
       local record = load(id)
       if shared[4] == 'hold' then
-        finish(id, record, 'held',
-          {error = 'its worker died while it was being sent; whether the server took it, nobody can tell'})
+        end_unsent(id, record, 'held', {cause = 'worker_died',
+          error = 'its worker died while it was being sent; whether the server took it, nobody can tell'})
       elseif state == 'cancelled' then
-        redis.call('HSET', email_key(id), 'duplicate', 1)
-        finish(id, record, 'cancelled', {error = 'its batch was cancelled', copy = 1})
+        note_copy(id, record)
+        end_unsent(id, record, 'cancelled', {error = 'its batch was cancelled', copy = 1})
       else
-        redis.call('HSET', email_key(id), 'duplicate', 1, 'next', now)
+        note_copy(id, record)
+        redis.call('HSET', email_key(id), 'next', now)
         set_state(id, record, 'retrying')
         log(id, {state = 'retrying', note = 'possible duplicate: the worker before died while sending', next = now})
         look_again(id, record, now)
+        tell('warning', 'lease.taken_over', {email_id = id, kind = record.kind, lane = 'bulk',
+          request_id = shared[5] or nil, note = 'possible duplicate: the worker before died while sending'})
       end
     end
   end

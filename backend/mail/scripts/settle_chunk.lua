@@ -8,7 +8,10 @@ if redis.call('EXISTS', key) == 0 then return {'unknown', now} end
 local mine = redis.call('HGET', key, 'token') == token
 
 results = cjson.decode(results)
-local from = {}
+local from, reply = {}, {'ok', now}
+local function report(pos, settled)
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = pos, settled[1], settled[3] or 0
+end
 for _, result in ipairs(results) do
   local pos, args = result[1], result[3]
   local letter = letter_at(batch, pos)
@@ -30,13 +33,13 @@ for _, result in ipairs(results) do
   local pos, outcome, args = result[1], result[2], result[3]
   local letter = letter_at(batch, pos)
   if letter ~= letter:lower() then
-    settle_email(email_id(batch, pos), token, outcome, args)
+    report(pos, settle_email(email_id(batch, pos), token, outcome, args))
   elseif mine and letter == 'i' and outcome == 'release' then
     if args.gate then close(args.gate, token, args.error, args.cap) end
     if args.slow then slow('bulk', args.error) end
     freed[#freed + 1] = pos
   elseif mine and letter == 'i' then
-    settle_email(promote(batch, pos, contents, worker, token), token, outcome, args)
+    report(pos, settle_email(promote(batch, pos, contents, worker, token), token, outcome, args))
   end
 end
 if #freed > 0 then
@@ -52,4 +55,4 @@ if mine then
     call_batch(batch, now)
   end
 end
-return {'ok', now}
+return reply

@@ -34,7 +34,11 @@ elseif gap > 0 then
   room = math.min(room, math.floor(1000 / gap) + 1)
 end
 
-local reply = {now, held and 1 or 0, waiting, tonumber(redis.call('HGET', P .. 'lane:' .. lane, 'woken') or '0')}
+-- What is published is not due for a while: this tells of a lane whose wake-ups nobody takes.
+local woken, owed = lane_clock(lane)
+if waiting > 0 and not held and woken >= owed then redis.call('HSET', P .. 'lane:' .. lane, 'owed', now) end
+
+local reply = {now, held and 1 or 0, waiting, woken}
 if room < 1 then return reply end
 
 local function say(...)
@@ -48,7 +52,7 @@ local function pick(source, most)
       redis.call('ZADD', source, bump, id)
       say(source:sub(#P + 5) .. ':' .. id, 'bulk_chunk', '')
     else
-      local record = load(id, 'kind', 'to')
+      local record = load(id, 'to')
       if not record.state or FINAL[record.state] then
         redis.call('ZREM', source, id)
       else
