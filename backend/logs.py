@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["current_request_id", "formatter", "redact", "request_id", "set_up"]
 
+logger = structlog.get_logger(__name__)
+
 LONGEST = 2_000
 LONGEST_TRACEBACK = 12_000  # below the 16 KB at which Docker's log drivers split a line
 
@@ -54,6 +56,13 @@ class Event(dict[str, Any]):
         return cast("str", _TEXT(None, "", facts))
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The standard library's prints the raw arguments of a call whose format does not fit them."""
+        if record.name != __name__:
+            logger.error("log.broken", by=record.name, error=type(sys.exc_info()[1]).__name__)
+
+
 def set_up(program: str, settings: "Settings") -> None:
     """Write everything that this process logs to standard error.
 
@@ -61,19 +70,18 @@ def set_up(program: str, settings: "Settings") -> None:
         program: stands in every line: `api`, `flower`, or the name of a worker node.
         settings: for LOG_LEVEL and LOG_FORMAT.
     """
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(formatter(program, as_json=settings.logs_as_json, colors=_wants_colors(handler.stream)))
-    handler.addFilter(_set_up_by_us)
     root = logging.getLogger()
-    for old in [old for old in root.handlers if _set_up_by_us in old.filters]:
+    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.log_level)
     for name in _SELF_WILLED:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
+        theirs = logging.getLogger(name)
+        theirs.handlers.clear()
+        theirs.propagate = True
+        theirs.setLevel(logging.NOTSET)
     # One of our own for every request has more in it (api/request_log.py).
     logging.getLogger("uvicorn.access").propagate = False
     for name in _CHATTY:
@@ -207,22 +215,17 @@ def _wants_colors(stream: TextIO) -> bool:
     return stream.isatty() and not no_color()
 
 
-def _set_up_by_us(_: logging.LogRecord) -> bool:
-    """Lets everything pass. Marks our handler, so that setting up again replaces it and leaves others alone."""
-    return True
-
-
 def _tell_death(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
-        structlog.get_logger(__name__).critical("process.died", exc_info=(kind, error, trace))
+        logger.critical("process.died", exc_info=(kind, error, trace))
 
 
 def _tell_death_of_thread(died: threading.ExceptHookArgs) -> None:
     if died.exc_type is not SystemExit and died.exc_value is not None:
         name = died.thread.name if died.thread else None
-        structlog.get_logger(__name__).critical("thread.died", thread=name, exc_info=died.exc_value)
+        logger.critical("thread.died", thread=name, exc_info=died.exc_value)
 
 
 _SHARED: list[Processor] = [

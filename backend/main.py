@@ -45,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         # FastAPI's own pages load their scripts from elsewhere; docs_page has one that does not.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to the host that the request names
     )
     problems.install(app)
     connections.install()

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from base64 import b64encode
@@ -113,6 +114,26 @@ def test_every_secret_setting_is_hidden(name: str) -> None:
     made.hide(Settings.model_construct(**{name: SecretStr(value)}).secrets)
     assert secret not in made(f"it is {value} and {secret} ...")
     assert made("redis 127.0.0.1 mail ada lms staff") == "redis 127.0.0.1 mail ada lms staff"
+
+
+def test_the_page_of_logs_has_every_event() -> None:
+    page = (BACKEND.parent / "docs" / "logs.md").read_text()
+    calls = re.compile(r"(?:log|logger|level)(?:\.\w+)?\(\s*\"([a-z_]+\.[a-z_]+)\"|tell\('\w+', '([a-z_]+\.[a-z_]+)'")
+    sources = [path for room in ("api", "mail", "tasks", "utils", ".") for path in (BACKEND / room).glob("**/*.*")]
+    told = {
+        name
+        for path in sources
+        if path.suffix in (".py", ".lua")
+        for found in calls.findall(path.read_text())
+        for name in found
+        if name
+    }
+    assert len(told) > 40
+    assert sorted(name for name in told if f"`{name}`" not in page) == []
+    listed = set(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE))
+    names = {name for cell in listed for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", cell)}
+    # Some names are made of a state.
+    assert sorted(name for name in names - told if not name.startswith(("email.", "batch."))) == []
 
 
 Lines = Callable[[], list[str]]
@@ -291,6 +312,7 @@ def die(): raise ValueError("redis://:planted@host/0")
     [
         ("die()", "process.died"),
         ("threading.Thread(target=die).start()", "thread.died"),
+        ("import logging; logging.getLogger('kombu').error('%s %s', 'redis://:planted@host/0')", "log.broken"),
         ("import warnings; warnings.warn('redis://:planted@host/0')", None),
     ],
 )

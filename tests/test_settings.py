@@ -143,6 +143,37 @@ class TestProduction:
         read(API_KEYS=f"b:read:{VALUE}", ENVIRONMENT="development")
 
 
+class TestWebhook:
+    SECRET = "whsec_" + "QUJD" * 8
+    URL = f"https://alerts.example.com/{VALUE}"
+
+    def test_complete(self, read: Read) -> None:
+        settings = read(**PRODUCTION, ALERT_WEBHOOK_URL=self.URL, ALERT_WEBHOOK_SECRET=self.SECRET)
+        assert settings.alert_webhook_url
+        assert VALUE not in repr(settings)
+        assert self.SECRET not in repr(settings)
+
+    @pytest.mark.parametrize(
+        "url",
+        ["alerts.example.com", "ftp://a.example.com", "https://", f"https://u:{VALUE}@a.example.com", "http://a:x/"],
+    )
+    def test_no_url(self, read: Read, url: str) -> None:
+        assert "ALERT_WEBHOOK_URL" in complaint(read, ALERT_WEBHOOK_URL=url, ALERT_WEBHOOK_SECRET=self.SECRET)
+
+    @pytest.mark.parametrize(
+        "secret", ["", VALUE, "QUJD" * 8, "whsec_" + "QUJD" * 7, "whsec_" + "QUJD" * 22, "whsec_!" * 9]
+    )
+    def test_no_secret(self, read: Read, secret: str) -> None:
+        assert "ALERT_WEBHOOK_SECRET" in complaint(read, ALERT_WEBHOOK_URL=self.URL, ALERT_WEBHOOK_SECRET=secret)
+
+    def test_http_only_where_nobody_listens_in(self, read: Read) -> None:
+        read(ALERT_WEBHOOK_URL="http://a.example.com", ALERT_WEBHOOK_SECRET=self.SECRET)
+        for url in ("http://127.0.0.1:9000/x", "http://[::1]/x", "http://localhost/x"):
+            read(**PRODUCTION, ALERT_WEBHOOK_URL=url, ALERT_WEBHOOK_SECRET=self.SECRET)
+        given = {**PRODUCTION, "ALERT_WEBHOOK_SECRET": self.SECRET}
+        assert "https" in complaint(read, **given, ALERT_WEBHOOK_URL="http://a.example.com")
+
+
 @pytest.mark.parametrize("keys", [VALUE, VALUE * 4, f"{'A' * 43}=,{VALUE}"])
 def test_malformed_outbox_keys(read: Read, keys: str) -> None:
     told = complaint(read, OUTBOX_KEYS=keys)

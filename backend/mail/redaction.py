@@ -7,13 +7,14 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from urllib.parse import quote
 
 from mail.fields import mask_address
 
 HIDDEN = "***"
 SHORT = 8  # characters: a shorter secret is hidden only where it is a word of its own
+WORD = 40
 
 # Repetitions are bounded: else a long word costs the square of its length.
 _TELLING = re.compile(
@@ -38,15 +39,20 @@ class Redactor:
     """
 
     def __init__(self) -> None:
-        self._secrets: re.Pattern[str] | None = None
+        self.hide(())
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace the secrets it knows."""
         patterns = sorted({pattern for secret in secrets if secret for pattern in _patterns(secret)}, key=len)
         # Longest first, so that a secret within another does not leave half of it.
         self._secrets = re.compile("|".join(reversed(patterns))) if patterns else None
+        # Half of what is logged are the same few words: kinds, lanes, states, paths.
+        self._word = lru_cache(maxsize=1024)(self._redacted)
 
     def __call__(self, text: str) -> str:
+        return self._word(text) if len(text) <= WORD else self._redacted(text)
+
+    def _redacted(self, text: str) -> str:
         if self._secrets is not None:
             text = self._secrets.sub(HIDDEN, text)
         return _TELLING.sub(_cut, text) if _MARKS.search(text) else text

@@ -19,6 +19,11 @@ def test_unknown_path(client: TestClient, stranger: TestClient, path: str) -> No
         problem(somebody.get(path), 404)
 
 
+def test_no_redirect_to_whatever_host_was_named(client: TestClient) -> None:
+    answer = client.get("/api/emails/", headers={"Host": "evil.example"}, follow_redirects=False)
+    problem(answer, 404)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

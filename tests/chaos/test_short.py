@@ -15,12 +15,8 @@ pytestmark = pytest.mark.timeout(240)
 
 SHORT = [
     faults.nodes_killed,
-    faults.redis_killed_often,
-    faults.api_without_redis,
+    faults.redis_killed,
     ours.redis_frozen,
-    ours.disk_full,
-    ours.memory_full,
-    ours.time_moved,
     ours.api_killed,
 ]
 

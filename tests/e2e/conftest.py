@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from support.processes import Valkey
+from support.processes import Process, Valkey, free_port, wait_until
 from support.service import Service, forget_settings, service_env
 from support.smtp_server import SmtpServer
 
@@ -47,6 +48,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             yield running
         finally:
             running.close()
+
+
+@pytest.fixture(scope="module")
+def flower(service: Service) -> Iterator[httpx.Client]:
+    """Flower on the shared service, once it knows the worker."""
+    port = free_port()
+    env = {**service.env, "FLOWER_PORT": str(port)}
+    with (
+        Process(["./start_flower.sh"], service.directory / "flower.log", env),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+
+        def answers() -> bool:
+            try:
+                return bool(client.get("/api/workers?refresh=1").json())
+            except (httpx.TransportError, ValueError):
+                return False
+
+        wait_until(answers, timeout=40, what="Flower to see the worker")
+        yield client
 
 
 @pytest.fixture

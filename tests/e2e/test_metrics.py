@@ -49,6 +49,7 @@ def records(service: Service, batches: list[str]) -> list[dict[str, Any]]:
 def compare(found: dict[str, Numbers], there: list[dict[str, Any]], singles: list[dict[str, Any]]) -> None:
     emails = Counter((one["kind"], one["lane"], one["state"]) for one in there)
     assert +found["emails"] == emails
+    assert min(found["emails"].values()) == 0
     assert +found["accepted_total"] == Counter((one["kind"], one["lane"]) for one in there)
     copies = Counter((one["kind"], one["lane"]) for one in there if one["possible_duplicate"])
     assert +found["possible_duplicates_total"] == copies

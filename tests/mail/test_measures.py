@@ -176,7 +176,7 @@ def test_a_history_whose_scripts_all_run_twice(make: Callable[..., Outbox], seed
     retention = timedelta(days=30) if seed % 2 else timedelta(0)
     history = History(twice(make(retention=retention, recipient_hourly_limit=1000, death_pause=timedelta(0))), seed)
     history.accept()
-    for _ in range(150):
+    for _ in range(100):
         history.step()
         check(history.outbox)
     if seed % 2:  # nothing was removed
