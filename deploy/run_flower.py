@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "backend"))
 
+import flower_guard
 from celery.__main__ import main as celery
 
 import logs
@@ -32,6 +33,7 @@ def main() -> None:
         "FLOWER_LOGGING": "none",  # else Tornado sets a level of its own
     }
     if not auth:
+        flower_guard.install(check_host=settings.development)
         del os.environ["FLOWER_BASIC_AUTH"]  # Flower would take the empty word for a password
         if settings.development:
             os.environ.setdefault("FLOWER_UNAUTHENTICATED_API", "true")

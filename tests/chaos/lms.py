@@ -40,7 +40,14 @@ class Lms:
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(directory),
-            **service_env(valkey.url, smtp, API_PORT=str(port), RECIPIENT_HOURLY_LIMIT="1000", **env),
+            **service_env(
+                valkey.url,
+                smtp,
+                API_PORT=str(port),
+                RECIPIENT_HOURLY_LIMIT="1000",
+                API_REQUESTS_PER_MINUTE="0",
+                **env,
+            ),
         }
         self._log = directory / "service.log"
         self._script: Script | None = None

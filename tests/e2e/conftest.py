@@ -1,11 +1,16 @@
 """Services in real processes: Valkey, a worker node, the API and an SMTP server to send to."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from support.checkout import Checkout
 from support.processes import Process, Valkey, free_port, wait_until
 from support.service import Service, forget_settings, service_env
 from support.smtp_server import SmtpServer
@@ -68,6 +73,24 @@ def flower(service: Service) -> Iterator[httpx.Client]:
 
         wait_until(answers, timeout=40, what="Flower to see the worker")
         yield client
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtualenv that shares the packages of the running one, so that no test needs a network."""
+    home = tmp_path_factory.mktemp("venv")
+    packages = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages.parent.mkdir(parents=True)
+    packages.symlink_to(Path(psutil.__file__).parents[1])
+    (home / "bin").mkdir()
+    (home / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", home)
+    # Else whichever test is the first to start something would see it installed.
+    first = Checkout(home / "checkout", home)
+    subprocess.run(
+        [home / "bin" / "python", "deploy/bootstrap.py", "requirements-local.txt"], cwd=first.root, check=True
+    )
+    return home
 
 
 @pytest.fixture

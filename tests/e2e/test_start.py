@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from cryptography.fernet import Fernet
 
@@ -42,24 +41,6 @@ class Stack:
             self.script.wait_for("Tasks " if first else "Ctrl-C stops everything")
             self.demo = self.demo or self.script.text()
         return self.script
-
-
-@pytest.fixture(scope="module")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtualenv that shares the packages of the running one, so that no test needs a network."""
-    home = tmp_path_factory.mktemp("venv")
-    packages = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    packages.parent.mkdir(parents=True)
-    packages.symlink_to(Path(psutil.__file__).parents[1])
-    (home / "bin").mkdir()
-    (home / "bin" / "python").symlink_to(Path(sys.executable).resolve())
-    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", home)
-    # Else whichever test is the first to start something would see it installed.
-    first = Checkout(home / "checkout", home)
-    subprocess.run(
-        [home / "bin" / "python", "deploy/bootstrap.py", "requirements-local.txt"], cwd=first.root, check=True
-    )
-    return home
 
 
 @pytest.fixture(scope="module")
