@@ -45,7 +45,10 @@ def test_none_where_it_is_off(open_api: Callable[..., TestClient]) -> None:
 def test_wrong_keys_are_limited_and_right_ones_are_not(client: TestClient, stranger: TestClient) -> None:
     for number in range(WRONG_KEYS_PER_MINUTE):
         problem(stranger.get("/api/emails", headers=bearer(f"guess-{number}")), 401)
-    answer = stranger.get("/api/emails", headers={"X-API-Key": "guess"})
+    for _ in range(WRONG_KEYS_PER_MINUTE):  # on a slow machine some have become free again meanwhile
+        answer = stranger.get("/api/emails", headers={"X-API-Key": "guess"})
+        if answer.status_code != 401:
+            break
     problem(answer, 429)
     assert answer.headers["Retry-After"] == "1"
     assert client.get("/api/emails").status_code == 200

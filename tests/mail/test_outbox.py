@@ -317,9 +317,11 @@ class TestClaim:
     def test_renewed_lease_is_not_taken_over(self, outbox: Outbox) -> None:
         email_id = outbox.accept(WelcomeEmail.sample()).id
         claimed(outbox, email_id)
-        for _ in range(6):
+        for rounds in range(60):
             assert outbox.renew({email_id: "t1", "nobody": "x"}) == {email_id}
             stay_in_touch(outbox, LEASE / 3)
+            if rounds >= 5 and outbox.may_take_over():  # a machine that stalls loses touch, and begins again
+                break
         assert outbox.may_take_over()
         assert isinstance(outbox.claim(email_id, "t2", "node"), Waits)
 
