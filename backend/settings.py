@@ -217,7 +217,7 @@ class Settings(BaseSettings):
     flower_basic_auth: FlowerAuth = SecretStr("")
     flower_read_only: bool = True
     inbox_port: Port = 8025
-    stop_grace_seconds: int = Field(60, ge=1)
+    stop_grace_seconds: int = Field(90, ge=1)
 
     @property
     def development(self) -> bool:

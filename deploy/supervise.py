@@ -50,7 +50,8 @@ def main(programs: list[str]) -> None:
         "INBOX_SMTP_HOST": settings.smtp_host,
         "INBOX_SMTP_PORT": str(settings.smtp_port),
         "INBOX_PORT": str(settings.inbox_port),
-        "STOP_GRACE_SECONDS": str(settings.stop_grace_seconds),
+        # Not under its own name either. A node ends itself after the grace; supervisor, when that fails.
+        "WORKER_STOP_SECONDS": str(settings.stop_grace_seconds + 10),
         "VALKEY_SERVER": os.environ.get("VALKEY_SERVER", "valkey-server"),
         **{f"AUTOSTART_{name.upper()}": str(name in programs).lower() for name in PROGRAMS},
     }

@@ -154,6 +154,10 @@ class Alerter:
         """Begin in a thread of its own."""
         self._thread.start()
 
+    def end_soon(self) -> None:
+        """End it, and wait for nothing."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End it. One that waits for the receiver is not waited for: another process sends the same alert later."""
         self._stop.set()

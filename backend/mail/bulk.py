@@ -23,6 +23,8 @@ logger = structlog.get_logger(__name__)
 
 AT_STAKE = 0.5
 """Seconds of sending that one claim is for: a pause takes hold sooner where the server is slow."""
+TURN = 300.0
+"""Seconds after which a chunk goes back: RabbitMQ cuts a consumer off that keeps a wake-up for half an hour."""
 PATIENCE = 5.0
 """Seconds that a thread waits for its turn; then the chunk goes back and the sweep brings it again."""
 
@@ -41,6 +43,10 @@ class _ClaimLost(Exception):
     """This process was frozen, and another may have taken over."""
 
 
+class _TurnOver(Exception):
+    """The node is stopping, or has had this chunk for long: another may go on."""
+
+
 class BulkCourier:
     """Delivers chunks. Safe to share between threads."""
 
@@ -54,7 +60,6 @@ class BulkCourier:
         self._policy = policy
         self._seconds_per_mail = 0.0
         self._stopping = threading.Event()
-        self.last_wake_up = time.monotonic()
 
     def stop(self) -> None:
         """Let every thread end with what it has in hand."""
@@ -80,10 +85,10 @@ class BulkCourier:
                     logger.info("chunk.sent", **ended, ms=milliseconds_since(began))
 
     def _send_all(self, chunk: Chunk, worker: str, ended: Counter[str]) -> Ended:
-        waited = 0.0
+        waited, until = 0.0, time.monotonic() + TURN
         with self._permits.permit() as permit:
             while True:
-                self.last_wake_up = asked_at = time.monotonic()
+                asked_at = time.monotonic()
                 claim = self._chunks.claim(chunk.id, str(uuid.uuid4()), worker, size=self._size(), permit=permit.name)
                 match claim:
                     case ChunkDone():
@@ -99,16 +104,19 @@ class BulkCourier:
                         permit.granted, waited = True, 0.0
                         bind_contextvars(request_id=claim.request_id or None)
                         with self._leases.hold(claim, asked_at):
-                            ended.update(self._send(chunk, claim, worker))
-                        if self._stopping.is_set():
+                            ended.update(self._send(chunk, claim, worker, until))
+                        if self._is_over(until):
                             return Ended(State.QUEUED, _summary(ended), 1)
 
     def _size(self) -> int:
         return max(1, min(CLAIM, int(AT_STAKE / max(self._seconds_per_mail, 0.001))))
 
-    def _send(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> Counter[str]:
-        results = self._attempt(chunk, claim, worker)
-        leave = self._stopping.is_set()
+    def _is_over(self, until: float) -> bool:
+        return self._stopping.is_set() or time.monotonic() > until
+
+    def _send(self, chunk: Chunk, claim: ChunkClaim, worker: str, until: float) -> Counter[str]:
+        results = self._attempt(chunk, claim, worker, until)
+        leave = self._is_over(until)
         settled = until_written(claim.id, lambda: self._chunks.settle(claim, worker, results, leave=leave))
         for at, outcome, arguments in results:
             facts = {"email_id": Place(chunk.id.batch, at).email_id, "to": chunk.recipients[at % CHUNK].to}
@@ -118,8 +126,9 @@ class BulkCourier:
                 logger.debug("email.sent", code=arguments["code"], reply=arguments["reply"], **facts)
         return Counter(result.outcome for result in results)
 
-    def _attempt(self, chunk: Chunk, claim: ChunkClaim, worker: str) -> list[Result]:
-        """Sends to each recipient of the claim, until one mail is not taken or the claim is no longer ours.
+    def _attempt(self, chunk: Chunk, claim: ChunkClaim, worker: str, until: float) -> list[Result]:
+        """Sends to each recipient of the claim, until one mail is not taken, the turn is over, or the claim is no
+        longer ours.
 
         The rest is released, and claimed anew if all is well: what was not sent is written down before the next mail
         begins, so that a crash leaves in doubt only what was in SMTP.
@@ -130,14 +139,16 @@ class BulkCourier:
 
         def pace() -> None:
             nonlocal slot, began
-            time.sleep(max(0.0, slot - time.monotonic()))
+            self._stopping.wait(max(0.0, slot - time.monotonic()))
+            if self._is_over(until):
+                raise _TurnOver
             position, before = claim.positions[len(results)], results[-1] if results else None
-            if not self._leases.still_ours(claim) or not self._chunks.mark(claim, position, worker, before):
+            if not self._leases.may_begin(claim) or not self._chunks.mark(claim, position, worker, before):
                 raise _ClaimLost
             began = time.monotonic()
             slot = max(slot, began - claim.gap) + claim.gap
 
-        error = "this worker was frozen, or lost Redis, before it could begin"
+        error = "this worker was stopped or frozen, or lost Redis, before it could begin"
         mails = self._deliver_many(chunk.mailing, chunk.mails(claim.positions), pace=pace)
         try:
             for position, done in zip(claim.positions, mails, strict=False):
@@ -148,6 +159,8 @@ class BulkCourier:
                     if results[-1].outcome == "release":
                         logger.info("email.released", email_id=done.id, to=done.to, error=error)
                     break
+        except _TurnOver:
+            pass
         except (_ClaimLost, redis.RedisError) as lost:
             logger.warning("lease.lost", error=type(lost).__name__, mails=len(claim.positions) - len(results))
         return [*results, *(Result(at, "release", {"error": error}) for at in claim.positions[len(results) :])]

@@ -174,7 +174,6 @@ class Courier:
         self._leases = leases
         self._permits = permits
         self._policy = policy
-        self.last_wake_up = time.monotonic()
 
     def wake(self, email_id: str, worker: str) -> Ended:
         """Deliver one email if it is ours to deliver. Any number of wake-ups for one email does no harm.
@@ -185,7 +184,7 @@ class Courier:
             UnknownEmail: no such record.
             redis.RedisError: Redis did not grant the claim; the sweep wakes the email again.
         """
-        self.last_wake_up = asked_at = time.monotonic()
+        asked_at = time.monotonic()
         with self._permits.permit() as permit:
             claim = self._outbox.claim(email_id, str(uuid.uuid4()), worker, permit.name)
             match claim:
@@ -223,7 +222,7 @@ class Courier:
     def _attempt(self, claim: Claim) -> tuple[Outcome, dict[str, Any]]:
         try:
             email = self._outbox.open(claim)
-            if not self._leases.still_ours(claim):
+            if not self._leases.may_begin(claim):
                 return "release", {"error": "this worker was frozen and has lost its lease"}
             delivery = self._deliver(email, email_id=claim.id, valid_for=claim.valid_for)
         except Exception as error:

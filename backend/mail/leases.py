@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import redis
@@ -25,6 +26,13 @@ class Leased(Protocol):
     def token(self) -> str: ...
 
 
+@dataclass
+class _Held:
+    token: str
+    until: float
+    began: float
+
+
 class LeaseKeeper:
     """Renews every lease this process holds, four times per lease length, from one daemon thread; and its permits
     for connections.
@@ -36,7 +44,7 @@ class LeaseKeeper:
         self._outbox = outbox
         self._permits = permits
         self._length = outbox.numbers.lease.total_seconds()
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held: dict[str, _Held] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,7 +53,7 @@ class LeaseKeeper:
     def hold(self, claim: Leased, granted_at: float) -> Iterator[None]:
         """Keep the lease of `claim` alive inside the block. `granted_at`: monotonic time before it was asked for."""
         with self._lock:
-            self._held[claim.id] = (claim.token, granted_at + self._length)
+            self._held[claim.id] = _Held(claim.token, granted_at + self._length, time.monotonic())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew_forever, name="leases", daemon=True)
                 self._thread.start()
@@ -56,19 +64,30 @@ class LeaseKeeper:
             with self._lock:
                 self._held.pop(claim.id, None)
 
-    def still_ours(self, claim: Leased) -> bool:
-        """Whether the lease is certain to last, by this process's own clock.
+    def may_begin(self, claim: Leased) -> bool:
+        """Whether the lease is certain to last, by this process's own clock, so that a mail may go to SMTP now.
 
         A process that was frozen (SIGSTOP, a paused VM) wakes up with leases that others may have taken over.
         """
+        now = time.monotonic()
         with self._lock:
-            token, until = self._held.get(claim.id, ("", 0.0))
-        return token == claim.token and time.monotonic() < until
+            held = self._held.get(claim.id)
+            if held is None or held.token != claim.token or now >= held.until:
+                return False
+            held.began = now
+            return True
 
     @property
-    def count(self) -> int:
-        """How many mails this process has in hand."""
-        return len(self._held)
+    def in_hand(self) -> list[str]:
+        """The emails, and chunks of batches, that this process has in hand: one for each thread that sends."""
+        with self._lock:
+            return [*self._held]
+
+    def sending_for(self, seconds: float) -> list[str]:
+        """Those whose mail began longer ago than that and has not ended."""
+        began = time.monotonic() - seconds
+        with self._lock:
+            return [id_ for id_, held in self._held.items() if held.began < began]
 
     def _renew_forever(self) -> None:
         while True:
@@ -77,7 +96,7 @@ class LeaseKeeper:
                 self._wake.wait()
             self._wait(self._length / 4)
             with self._lock:
-                tokens = {email_id: token for email_id, (token, _) in self._held.items()}
+                tokens = {email_id: held.token for email_id, held in self._held.items()}
             if tokens or self._permits.held():
                 self._renew(tokens)
 
@@ -101,5 +120,6 @@ class LeaseKeeper:
             return
         with self._lock:
             for email_id in kept:
-                if self._held.get(email_id, ("",))[0] == tokens[email_id]:
-                    self._held[email_id] = (tokens[email_id], asked_at + self._length)
+                held = self._held.get(email_id)
+                if held is not None and held.token == tokens[email_id]:
+                    held.until = asked_at + self._length

@@ -65,6 +65,12 @@ class SmtpConfig:
         return self.security is Security.TLS or (self.security is Security.AUTO and self.port == 465)
 
     @property
+    def longest(self) -> float:
+        """Seconds from connecting to the last reply that no server which answers at all exceeds: a dozen steps lead
+        to DATA, over a kept connection and then a new one, and a large mail takes some."""
+        return self.data_timeout + 20 * self.timeout
+
+    @property
     def server(self) -> str:
         """The name of the server in messages to a human."""
         host = f"[{self.host}]" if ":" in self.host else self.host

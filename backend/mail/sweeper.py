@@ -11,8 +11,8 @@ import structlog
 from mail.answers import Due
 from mail.batches import Batches
 from mail.kinds import Lane
-from mail.leases import LeaseKeeper
 from mail.outbox import Outbox
+from mail.watchdog import Look, Watchdog
 
 logger = structlog.get_logger(__name__)
 
@@ -33,18 +33,10 @@ class WakeUps(Protocol):
         ...
 
 
-class Woken(Protocol):
-    """A courier, of which the sweep wants to know when it was last woken."""
-
-    last_wake_up: float
-
-
 class Sweeper:
     """Publishes a wake-up for whatever is due, but never more than the lane can take; removes old records.
 
-    It is the node's watchdog too: when mail of its lanes is due, nothing holds it back, Redis answers, and yet
-    no worker anywhere has been woken for `deaf_after` seconds, then this node's consumer has died quietly, which
-    Celery workers have been seen to do after a broker restart. `on_deaf` must end the process.
+    What it sees of its lanes it tells the node's watchdog.
     """
 
     def __init__(
@@ -52,30 +44,24 @@ class Sweeper:
         outbox: Outbox,
         batches: Batches,
         wake_ups: WakeUps,
-        couriers: Sequence[Woken],
-        leases: LeaseKeeper,
+        watchdog: Watchdog,
         *,
         lanes: Sequence[Lane],
         node: str,
         room: int,
-        deaf_after: float,
-        on_deaf: Callable[[], None],
         report: Callable[[], None],
     ) -> None:
         self._outbox = outbox
         self._batches = batches
         self._wake_ups = wake_ups
-        self._couriers = couriers
-        self._leases = leases
+        self._watchdog = watchdog
         self._lanes = lanes
         self._node = node
         self._room = room
-        self._deaf_after = deaf_after
-        self._on_deaf = on_deaf
         self._report = report
         # Often enough for the outbox to know that Redis was there all the time; see Outbox.may_take_over.
         self._tick = min(1.0, outbox.numbers.lease.total_seconds() / 8)
-        self._owed_since: dict[Lane, float] = {}
+        self._looks: dict[Lane, Look] = {}
         self._failing: set[tuple[str | None, ...]] = set()
         self._skip = 0
         self._cleaned_at = time.monotonic()
@@ -87,16 +73,23 @@ class Sweeper:
         """Begin sweeping in a thread of its own."""
         self._thread.start()
 
+    def end_soon(self) -> None:
+        """End after this round. Waits for nothing, so that a signal handler may call it."""
+        self._stop.set()
+
     def stop(self) -> None:
-        """End the thread and wait for its last round."""
+        """End the thread, wait for its last round, and report what came of the mails since."""
         self._stop.set()
         self._thread.join(timeout=5)
+        self._outbox_call(self._report)
 
     def _run(self) -> None:
         self._outbox_call(self._outbox.probe_soon)
         pause = 0.0
         while not self._stop.wait(pause):
+            self._looks.clear()
             more = [self._outbox_call(self._sweep, lane) for lane in self._lanes]
+            self._watchdog.looked(dict(self._looks))
             pause = BUSY_TICK if any(more) else self._tick
             if Lane.BULK in self._lanes:
                 self._outbox_call(self._batches.tend)
@@ -105,7 +98,6 @@ class Sweeper:
             if time.monotonic() - self._reported_at > REPORT_EVERY:
                 self._reported_at = time.monotonic()
                 self._outbox_call(self._report)
-        self._outbox_call(self._report)
 
     def _outbox_call(self, call: Callable[..., bool | None], *args: Lane) -> bool:
         step = {"step": call.__name__, "lane": next(iter(args), None)}
@@ -125,33 +117,27 @@ class Sweeper:
                 self._failing.discard(place)
                 logger.info("sweep.recovered", **step)
             return answer
-        self._owed_since.clear()
+        finally:
+            self._watchdog.stepped()
         return False
 
     def _sweep(self, lane: Lane) -> bool:
         """One look at a lane. Returns whether there may be more to publish at once."""
-        room = max(0, self._room - self._wake_ups.backlog(lane))
+        try:
+            backlog = self._wake_ups.backlog(lane)
+        except ConnectionError:
+            # Nothing can be published, but this node is there, and what has expired must end.
+            self._outbox.sweep(lane, 0, self._node)
+            raise
+        room = max(0, self._room - backlog)
         found = self._outbox.sweep(lane, room, self._node)
         published = [self._wake_ups.publish(lane, due) for due in found.due]
         if found.due:
             logger.debug("sweep.published", lane=lane.value, wake_ups=sum(published))
         if not all(published):
             raise ConnectionError("the broker does not take wake-ups")
-        self._watch(lane, owed=found.waiting > 0 and not found.held, woken=(found.now - found.last_wake_up) / 1000)
+        self._looks[lane] = Look(backlog, found.last_wake_up)
         return room > 0 and len(found.due) == room
-
-    def _watch(self, lane: Lane, *, owed: bool, woken: float) -> None:
-        now = time.monotonic()
-        since = self._owed_since.get(lane)
-        seen = max(now - woken, *(courier.last_wake_up for courier in self._couriers))
-        if since is not None and (self._leases.count or seen > since):
-            del self._owed_since[lane]
-            since = None
-        if owed and since is None:
-            self._owed_since[lane] = now
-        elif since is not None and now - since > self._deaf_after:
-            logger.critical("watchdog.deaf", lane=lane.value, seconds=round(now - since))
-            self._on_deaf()
 
     def _clean(self) -> None:
         removed, kept = self._outbox.clean(self._skip)

@@ -1,7 +1,11 @@
 """Publishes wake-ups through Celery: a task per kind, the email id as its only argument."""
 
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 import redis
 import structlog
@@ -15,8 +19,13 @@ from mail.kinds import KINDS, Lane
 
 logger = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 CHUNK_KIND = "bulk_chunk"  # as scripts/sweep.lua calls it
 CHUNK_TASK = "tasks.email_tasks.send_bulk_chunk_task"
+
+
+_NO_ANSWER = (OperationalError, KombuError, AMQPError, OSError, redis.RedisError)
 
 
 def task_name(kind: str) -> str:
@@ -29,16 +38,19 @@ def task_name(kind: str) -> str:
 class CeleryWakeUps:
     """Wake-ups over Celery's broker.
 
-    A wake-up is worth little time: the email is safe in the outbox, and the sweep wakes it within seconds. But
-    publishing to a frozen broker can take minutes, in three layers of retries. So it happens in one thread of its
-    own, and nobody waits for it longer than `patience` seconds.
+    A wake-up is worth little time: the email is safe in the outbox, and the sweep wakes it within seconds. But a
+    frozen broker can hold a caller up for minutes, in three layers of retries, or for ever (AMQP). So one thread
+    talks to it, and nobody waits for that longer than `patience` seconds. It is a daemon: Python ends without it, but
+    not without the threads of a ThreadPoolExecutor.
     """
 
     def __init__(self, app: Celery, *, patience: float = 0.5) -> None:
         self._app = app
         self._patience = patience
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wake-ups")
         self._stuck = False
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def publish(self, lane: Lane, due: Due) -> bool:
         """Wake a worker up for one email; False when the broker did not take it in time. Never raises."""
@@ -46,22 +58,16 @@ class CeleryWakeUps:
             # Written by a newer version, or its kind was removed: it waits for a worker that knows it.
             logger.warning("email.of_unknown_kind", email_id=due.id, kind=due.kind)
             return True
-        if self._stuck:
-            return False
-        sending = self._thread.submit(self._send, lane, due)
         try:
-            sending.result(timeout=self._patience)
-        except FutureTimeout:
-            self._stuck = True
-            logger.warning("wake_up.stuck", email_id=due.id, hint="the broker hangs; the sweep wakes what it misses")
-            sending.add_done_callback(lambda _: setattr(self, "_stuck", False))
-        except (OperationalError, KombuError, OSError, redis.RedisError) as error:
+            self._ask(partial(self._send, lane, due))
+        except TimeoutError:
+            return False
+        except _NO_ANSWER as error:
             logger.warning(
                 "wake_up.not_published", email_id=due.id, error=type(error).__name__, hint="the sweep will"
             )
-        else:
-            return True
-        return False
+            return False
+        return True
 
     def _send(self, lane: Lane, due: Due) -> None:
         self._app.send_task(
@@ -83,13 +89,46 @@ class CeleryWakeUps:
             ConnectionError: the broker cannot be reached.
         """
         try:
-            with self._app.connection_or_acquire() as connection:
-                # Declared as the workers do, not passively: on Redis kombu looks for a passive queue without the
-                # key prefix, and never finds it.
-                declared = connection.default_channel.queue_declare(lane, durable=True, auto_delete=False)
-                return int(declared.message_count)
-        except (OperationalError, KombuError, OSError, redis.RedisError) as error:
+            return self._ask(partial(self._count, lane))
+        except _NO_ANSWER as error:
             raise ConnectionError(f"the broker does not answer: {type(error).__name__}") from None
+
+    def _count(self, lane: Lane) -> int:
+        with self._app.connection_or_acquire() as connection:
+            # Declared as the workers do, not passively: on Redis kombu looks for a passive queue without the
+            # key prefix, and never finds it.
+            declared = connection.default_channel.queue_declare(lane, durable=True, auto_delete=False)
+            return int(declared.message_count)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        """Run a call in the thread that talks to the broker. Raises TimeoutError, at once while one is stuck."""
+        if self._stuck:
+            raise TimeoutError
+        answer: Future[T] = Future()
+        self._calls.put((answer, call))
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="wake-ups", daemon=True)
+                self._thread.start()
+        try:
+            return answer.result(self._patience)
+        except TimeoutError:
+            if not answer.done():
+                self._stuck = True
+                logger.warning("broker.stuck", hint="it hangs; the sweep wakes what it misses")
+                answer.add_done_callback(lambda _: setattr(self, "_stuck", False))
+            raise
+
+    def _run(self) -> None:
+        while (item := self._calls.get()) is not None:
+            answer, call = item
+            try:
+                answer.set_result(call())
+            except _NO_ANSWER as error:
+                answer.set_exception(error)
+            except Exception as error:
+                logger.exception("broker.broken")
+                answer.set_exception(OperationalError(str(error)))
 
     def reach(self) -> None:
         """Connect to the broker, once and anew.
@@ -107,4 +146,4 @@ class CeleryWakeUps:
 
     def close(self) -> None:
         """End the thread that publishes."""
-        self._thread.shutdown(wait=False)
+        self._calls.put(None)

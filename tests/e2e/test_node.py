@@ -1,47 +1,12 @@
-"""What a worker node does beside its tasks: the sweep, the watchdog, and ending cleanly."""
+"""What a worker node does beside its tasks: the sweep, and ending cleanly."""
 
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 
-from support.processes import celery
 from support.service import Service
 
 Build = Callable[..., Service]
-
-
-class TestWatchdog:
-    def test_a_deaf_node_ends_itself(self, build: Build) -> None:
-        service = build(WATCHDOG_SECONDS="4")
-        worker = service.worker()
-        service.api()
-        for lane in ("critical", "standard"):
-            celery(service.env, "control", "cancel_consumer", lane)
-        email_id = service.send()
-        assert worker.wait(timeout=40) == 70
-        assert "watchdog.deaf" in worker.text()
-        service.worker()
-        service.wait_for_state(email_id, "sent")
-
-    def test_an_idle_node_stays(self, build: Build) -> None:
-        service = build(WATCHDOG_SECONDS="1")
-        worker = service.worker()
-        service.api()
-        service.wait_for_state(service.send(), "sent")
-        time.sleep(4)  # four times the watchdog's patience
-        assert worker.running
-        service.wait_for_state(service.send(), "sent")
-
-    def test_a_slow_server_is_no_deafness(self, build: Build) -> None:
-        service = build(WATCHDOG_SECONDS="1", WORKER_CONCURRENCY="1", LEASE_SECONDS="2")
-        service.smtp.delay("dot", 5)
-        worker = service.worker()
-        service.api()
-        ids = service.accept(2)
-        service.wait_for_all(2, timeout=30)
-        assert worker.running
-        assert service.copies() == Counter(ids)
 
 
 def test_a_lost_wake_up_is_found_by_the_sweep(build: Build) -> None:

@@ -1,6 +1,7 @@
 """One wake-up of a chunk: claims, pace, faults of the server, stopping. Redis is real, the sending is played."""
 
 import itertools
+import threading
 import time
 import uuid
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
+import mail.bulk
 from mail.answers import Numbers
 from mail.batches import Batches
 from mail.bulk import BulkCourier
@@ -179,8 +181,13 @@ def test_a_frozen_process_does_not_go_on(
 ) -> None:
     here = bench()
     batch_id = here.accept(20)
-    monkeypatch.setattr(here.leases, "still_ours", lambda _: len(server.sent) < 3)
-    here.courier.stop()
+
+    def may_begin(_: object) -> bool:
+        if len(server.sent) == 3:
+            here.courier.stop()  # it would claim again, and so on
+        return len(server.sent) < 3
+
+    monkeypatch.setattr(here.leases, "may_begin", may_begin)
     here.courier.wake(f"{batch_id}:0", "node")
     assert len(server.sent) == 3
     counts = here.batches.batch(batch_id).counts
@@ -192,17 +199,35 @@ def test_a_node_that_stops_leaves_the_rest_to_others_at_once(bench: Callable[...
     here = bench()
     batch_id = here.accept(50)
     here.outbox.sweep(Lane.BULK, 10, "node")
-    send = server.deliver_many
-
-    def stop_meanwhile(*args: Any, **kwargs: Any) -> Iterator[Delivery | NotDelivered]:
-        here.courier.stop()
-        return send(*args, **kwargs)
-
-    here.courier._deliver_many = stop_meanwhile
+    server.seconds = 0.1
+    stop = threading.Timer(0.25, here.courier.stop)
+    stop.start()
     ended = here.courier.wake(f"{batch_id}:0", "node")
     assert ended.state is State.QUEUED
-    assert here.batches.batch(batch_id).counts == {State.SENT: 10, State.QUEUED: 40}
+    # Not even the ten of its claim: with a slow server they take longer than a stop may.
+    assert len(server.sent) < 10
+    counts = here.batches.batch(batch_id).counts
+    assert counts == {State.SENT: len(server.sent), State.QUEUED: 50 - len(server.sent)}
     assert [due.id for due in here.outbox.sweep(Lane.BULK, 10, "other").due] == [f"{batch_id}:0"]
+
+
+def test_a_chunk_goes_back_after_its_turn(
+    bench: Callable[..., Bench], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = bench()
+    batch_id = here.accept(50)
+    here.outbox.sweep(Lane.BULK, 10, "node")
+    server.seconds = 0.1
+    monkeypatch.setattr(mail.bulk, "TURN", 0.25)
+    ended = here.courier.wake(f"{batch_id}:0", "node")
+    assert ended.state is State.QUEUED
+    assert 0 < len(server.sent) < 10
+    assert [due.id for due in here.outbox.sweep(Lane.BULK, 10, "node").due] == [f"{batch_id}:0"]
+    monkeypatch.undo()
+    server.seconds = 0
+    here.courier.wake(f"{batch_id}:0", "node")
+    assert here.batches.batch(batch_id).counts == {State.SENT: 50}
+    assert len(server.sent) == 50
 
 
 def test_a_chunk_that_waits_longer_than_patience_goes_back(bench: Callable[..., Bench], server: Server) -> None:

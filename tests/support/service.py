@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -71,10 +72,13 @@ class Service:
     processes: list[Process] = field(default_factory=list)
     http: httpx.Client = field(init=False)
 
-    def worker(self, *, lanes: str = "critical,standard", **env: str) -> Worker:
-        worker = Worker({**self.env, **env}, self.directory, lanes=lanes)
+    def worker(
+        self, *, lanes: str = "critical,standard", sabotage: str = "", ready: bool = True, **env: str
+    ) -> Worker:
+        """A node. `sabotage` names what support.sabotage does to it at SIGUSR2."""
+        worker = Worker({**self.env, **env}, self.directory, lanes=lanes, sabotage=sabotage)
         self.processes.append(worker)
-        return worker.start()
+        return worker.start(ready=ready)
 
     def api(self) -> Api:
         api = Api(self.env, self.directory)
@@ -128,7 +132,13 @@ class Service:
     def close(self) -> None:
         if hasattr(self, "http"):
             self.http.close()
+        failed: list[Exception] = []
         for process in reversed(self.processes):
             if process.running:
                 process.thaw()
-                process.stop()
+                try:
+                    process.stop()
+                except subprocess.TimeoutExpired as error:  # it was killed; the others must end too
+                    failed.append(error)
+        if failed:
+            raise ExceptionGroup("processes that did not stop", failed)
