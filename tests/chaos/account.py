@@ -40,7 +40,7 @@ class Fate(NamedTuple):
 
 @dataclass
 class Account:
-    """Where each mail ended up. Every accepted one is in exactly one of the first eight."""
+    """Where each mail ended up. Every accepted one is in exactly one of the first nine lists."""
 
     sent: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
@@ -55,6 +55,8 @@ class Account:
     lost: list[str] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
     """The record says something else than what happened."""
+    unclear_copies: list[str] = field(default_factory=list)
+    """Asked for with an unclear answer, more than once, and nobody says so."""
     intruders: list[str] = field(default_factory=list)
     """Refused or never asked for, and yet arrived."""
     accepted: int = 0
@@ -65,10 +67,10 @@ class Account:
 
     def wrong(self) -> list[str]:
         """Whatever breaks the promise, by name."""
-        kinds = ("lost", "stuck", "unreported", "false", "intruders")
+        kinds = ("lost", "stuck", "unreported", "false", "unclear_copies", "intruders")
         faults = [f"{kind}: {name}" for kind in kinds for name in getattr(self, kind)]
         placed = (self.sent, self.copied, self.held, self.failed, self.ended, self.unreported, self.stuck, self.lost)
-        if sum(map(len, placed)) + len(self.false) != self.accepted:
+        if sum(map(len, (*placed, self.false))) != self.accepted:
             faults.append("the account does not add up")
         return faults
 
@@ -105,8 +107,7 @@ def settle(
                 # It may have been taken in or not; only a silent copy breaks a promise.
                 known = fates.get(one.id or _id(ids), Fate(None))
                 if len(ids) > 1 and not (known.reported and len(set(ids)) == 1):
-                    account.unreported.append(one.to)
-                    account.accepted += 1
+                    account.unclear_copies.append(one.to)
     account.intruders += messages
     return account
 

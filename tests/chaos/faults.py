@@ -56,14 +56,21 @@ def nodes_killed(lab: Lab) -> Tally:
     kills = 2 if lab.short else 6
     for _ in lab.runs(3):
         with lab.stand(delay=0.1) as stand:
+            in_smtp = 0
             stand.load(150 if lab.short else 600, rate=40)
             for _ in range(kills):
                 with suppress(AssertionError):  # a service that sends nothing any more is killed all the same
                     stand.wait_for_arrivals(30, timeout=30)
-                for node in stand.service.nodes():
+                nodes = stand.service.nodes()
+                in_smtp += stand.smtp.open_connections  # idle ones among them
+                for node in nodes:
                     kill_tree(node)
                 recovered(tally, stand)
-            tally.add(stand.account(timeout=WAIT), runs=kills)
+            account = stand.account(timeout=WAIT)
+            tally.add(account, runs=kills)
+            tally.demand(
+                account.copies <= in_smtp, f"{account.copies} copies, and {in_smtp} connections at the kills"
+            )
     return tally
 
 

@@ -56,7 +56,7 @@ def test_an_answer_that_was_lost_may_mean_either() -> None:
     one = [Asked("a@example.com", "unclear")]
     assert settle(one, [], {}).wrong() == []
     assert settle(one, arrived("a"), {"a": SENT}).wrong() == []
-    assert settle(one, arrived("a", "a"), {"a": SENT}).wrong() == ["unreported: a@example.com"]
+    assert settle(one, arrived("a", "a"), {"a": SENT}).wrong() == ["unclear_copies: a@example.com"]
     assert settle(one, arrived("a", "a"), {"a": Fate("sent", reported=True)}).wrong() == []
 
 
