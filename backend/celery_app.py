@@ -72,6 +72,9 @@ def create_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,
         # One wake-up per thread, so that none waits in a busy worker while another is idle.
         worker_prefetch_multiplier=1,
+        # After a lost connection Celery would lower the prefetch count, and raise it again from the threads of its
+        # pool. py-amqp is not safe for that: the consumer then waits for ever for the answer to a basic.qos.
+        worker_enable_prefetch_count_reduction=False,
         # SMTP is waiting: threads hold 200 slow connections in 84 MB, where 64 processes take 4 GB. They have no
         # time limits; the SMTP timeouts are the limit.
         worker_pool="threads",
