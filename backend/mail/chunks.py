@@ -117,7 +117,7 @@ class Chunks:
             token,
             worker,
             int(numbers.lease.total_seconds() * 1000),
-            int(self._outbox.may_take_over()),
+            self._outbox.lapsed_until(),
             size,
             permit,
             *numbers.limits,

@@ -172,7 +172,7 @@ class Outbox:
             token,
             worker,
             _ms(self.numbers.lease),
-            int(self.may_take_over()),
+            self.lapsed_until(),
             self.numbers.death_limit,
             _ms(self.numbers.death_pause),
             permit,
@@ -244,12 +244,14 @@ class Outbox:
         """Let the next mail try a server that was refusing."""
         self._wire.run("probe_soon")
 
-    def may_take_over(self) -> bool:
-        """Whether this process has seen Redis long enough to trust that an expired lease means a dead worker.
+    def lapsed_until(self) -> int:
+        """Up to which Redis time, in milliseconds, an expired lease means a dead worker; 0 if it never does now.
 
-        After an outage of Redis the workers that live need one lease length to renew what they hold.
+        After an outage of Redis, and after its clock was moved, the workers that live need one lease length to renew
+        what they hold. By the time that is expected of it, a script knows a clock that has just been moved on.
         """
-        return self._wire.in_contact_for() > self.numbers.lease.total_seconds()
+        lease = self.numbers.lease.total_seconds()
+        return int((self._wire.now() + lease / 2) * 1000) if self._wire.in_contact_for() > lease else 0
 
     def clean(self, skip: int = 0, count: int = 200) -> tuple[int, int]:
         """Remove old records, at most `count`. Returns how many went, and how many old ones are still alive."""

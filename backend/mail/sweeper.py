@@ -59,7 +59,7 @@ class Sweeper:
         self._node = node
         self._room = room
         self._report = report
-        # Often enough for the outbox to know that Redis was there all the time; see Outbox.may_take_over.
+        # Often enough for the outbox to know that Redis was there all the time; see Outbox.lapsed_until.
         self._tick = min(1.0, outbox.numbers.lease.total_seconds() / 8)
         self._looks: dict[Lane, Look] = {}
         self._failing: set[tuple[str | None, ...]] = set()

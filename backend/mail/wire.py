@@ -36,7 +36,7 @@ class Wire:
         self.prefix = prefix
         self._answer_within = answer_within.total_seconds()
         self._gap = gap
-        self._clock_offset: float | None = None
+        self._clock: _Clock | None = None
         self._silent_until = float("-inf")
         self._last_contact = float("-inf")
         self._regained = float("-inf")
@@ -76,6 +76,7 @@ class Wire:
             redis.RedisError
         """
         values = [self.prefix, *(str(argument) for argument in arguments)]
+        asked = time.monotonic()
         try:
             reply = self._call(self._scripts[script], values)
         except redis.ConnectionError as error:
@@ -88,7 +89,7 @@ class Wire:
                 raise error from None
         if isinstance(reply[-1], list):
             _tell(reply.pop())
-        self._note(time.monotonic(), reply[1] if isinstance(reply[0], str) else reply[0])
+        self._note(asked, time.monotonic(), reply[1] if isinstance(reply[0], str) else reply[0])
         return reply
 
     def run_in_time(self, script: str, email_id: str, *arguments: object) -> Any:
@@ -103,9 +104,15 @@ class Wire:
         return reply
 
     def in_contact_for(self) -> float:
-        """For how many seconds Redis has answered this process without a gap."""
+        """For how many seconds Redis has answered this process without a gap, in silence or in its time."""
         now = time.monotonic()
         return now - self._regained if now - self._last_contact < self._gap else 0.0
+
+    def now(self) -> float:
+        """Redis's time in seconds, as its last answer makes it likely; early rather than late."""
+        if self._clock is None:
+            self.run("tick")
+        return time.monotonic() + (self._clock.ahead_at_least if self._clock else 0.0)
 
     def info(self, *sections: str) -> Mapping[str, Any]:
         """Redis's own INFO; empty where its ACL forbids it.
@@ -125,17 +132,31 @@ class Wire:
             # Not SCRIPT LOAD, as redis-py's own helper does: a full Redis refuses that, and delivering must go on.
             return self.client.eval(script.source, 0, *values)
 
-    def _note(self, received: float, redis_time: int) -> None:
-        if received - self._last_contact > self._gap:
+    def _note(self, asked: float, received: float, redis_time: int) -> None:
+        clock = _Clock(redis_time / 1000 - received, redis_time / 1000 - asked)
+        moved = clock.moved_from(self._clock) if self._clock else 0.0
+        if abs(moved) > self._gap:
+            logger.warning("redis.clock_moved", seconds=round(moved, 1))
+        if received - self._last_contact > self._gap or abs(moved) > self._gap:
             self._regained = received
         self._last_contact = received
-        # Measured on receipt, the offset errs to the safe side: deadlines come early.
-        self._clock_offset = redis_time / 1000 - received
+        self._clock = clock
 
     def _deadline(self) -> int:
-        if self._clock_offset is None:
-            self.run("tick")
-        return int((time.monotonic() + (self._clock_offset or 0.0) + self._answer_within) * 1000)
+        return int((self.now() + self._answer_within) * 1000)
+
+
+class _Clock(NamedTuple):
+    """How many seconds Redis's time is ahead of this process's monotonic clock."""
+
+    ahead_at_least: float
+    ahead_at_most: float
+
+    def moved_from(self, before: "_Clock") -> float:
+        """How far it was moved since, at least: an answer that was slow to come is no movement."""
+        return max(0.0, self.ahead_at_least - before.ahead_at_most) or min(
+            0.0, self.ahead_at_most - before.ahead_at_least
+        )
 
 
 class _Script(NamedTuple):

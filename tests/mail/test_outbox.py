@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from mail.kinds import CertificateEmail, CustomEmail, Lane, PasswordResetEmail, 
 from mail.outbox import Outbox
 from mail.records import State
 from mail.vault import SecretLost, Vault
-from support.processes import Valkey, wait_until
+from support.processes import ShiftedValkey, Valkey, wait_until
 
 LEASE = 0.4
 TOKEN = "s3cr3t-t0ken-of-a-reset"
@@ -81,7 +82,7 @@ def let_lease_run_out(outbox: Outbox) -> None:
 
     def may() -> bool:
         outbox.renew({})
-        return outbox.may_take_over()
+        return outbox.lapsed_until() > 0
 
     # On a busy machine this process stands still for longer than a worker may without losing touch.
     wait_until(may, timeout=20, what="a lease's length without a gap")
@@ -320,9 +321,9 @@ class TestClaim:
         for rounds in range(60):
             assert outbox.renew({email_id: "t1", "nobody": "x"}) == {email_id}
             stay_in_touch(outbox, LEASE / 3)
-            if rounds >= 5 and outbox.may_take_over():  # a machine that stalls loses touch, and begins again
+            if rounds >= 5 and outbox.lapsed_until():  # a machine that stalls loses touch, and begins again
                 break
-        assert outbox.may_take_over()
+        assert outbox.lapsed_until()
         assert isinstance(outbox.claim(email_id, "t2", "node"), Waits)
 
     def test_dead_worker_is_taken_over_and_reported(self, outbox: Outbox) -> None:
@@ -343,6 +344,38 @@ class TestClaim:
         fresh = make()  # a process that has just started
         assert isinstance(fresh.claim(email_id, "t2", "node"), Waits)
         assert outbox.record(email_id).state == State.SENDING
+
+    @pytest.mark.parametrize("hours", [1, -1])
+    def test_nobody_takes_over_when_the_clock_of_redis_was_moved(self, tmp_path: Path, hours: int) -> None:
+        with ShiftedValkey(tmp_path) as valkey, valkey.client() as client, valkey.client() as other_client:
+            keys = [Fernet.generate_key().decode()]
+            numbers = Numbers(lease=timedelta(seconds=1.5))
+            one, other = (
+                Outbox(its, prefix="moved:", vault=Vault(keys), numbers=numbers) for its in (client, other_client)
+            )
+            email_id = one.accept(WelcomeEmail.sample()).id
+            claimed(one, email_id)
+
+            def renewed_meanwhile() -> bool:
+                assert one.renew({email_id: "t1"}) == {email_id}
+                other.renew({})
+                time.sleep(0.05)
+                return one.lapsed_until() > 0 and other.lapsed_until() > 0
+
+            wait_until(renewed_meanwhile, timeout=30, what="both to be in contact")
+            valkey.shift(3600 * hours)
+            for _ in range(3):  # at first nothing has told the other of it
+                assert isinstance(other.claim(email_id, "t2", "node"), Waits)
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                renewed_meanwhile()
+                assert isinstance(other.claim(email_id, "t2", "node"), Waits)
+            assert not one.record(email_id).possible_duplicate
+
+            def taken_over() -> bool:
+                return isinstance(other.claim(email_id, "t2", "node"), Claim)
+
+            wait_until(taken_over, timeout=30, what="the lease of the dead worker to run out")
 
     def test_a_mail_that_kills_its_workers_is_set_aside(self, outbox: Outbox) -> None:
         email_id = outbox.accept(WelcomeEmail.sample()).id

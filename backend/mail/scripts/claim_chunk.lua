@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Grants one worker the right to send the next few recipients of a chunk, or says why not.
-local _, batch, n, token, worker, lease_ms, may_take_over, size, permit, per_second, per_day, connections = unpack(ARGV)
+local _, batch, n, token, worker, lease_ms, lapsed_until, size, permit, per_second, per_day, connections = unpack(ARGV)
 n, lease_ms, size, per_second, per_day, connections = tonumber(n), tonumber(lease_ms), tonumber(size),
   tonumber(per_second), tonumber(per_day), tonumber(connections)
 
@@ -46,7 +46,7 @@ if holder[1] then
     call_batch(batch, lease)
     return wait(lease, 'another worker is sending it')
   end
-  if may_take_over ~= '1' then
+  if now > tonumber(lapsed_until) then
     redis.call('ZADD', due, now + 1000, n)
     call_batch(batch, now + 1000)
     return wait(now + 1000, 'its worker gets time to come back')
