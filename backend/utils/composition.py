@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+import threading
+from collections.abc import Callable
 from datetime import timedelta
-from functools import lru_cache
+from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import redis
 import structlog
@@ -39,12 +41,33 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
 WORKER_TIMEOUT = 5.0
 WRONG_KEYS_PER_MINUTE = 60
 
+_building = threading.RLock()
 
-@lru_cache(maxsize=1)
+
+class Once(Generic[T]):
+    """Builds something when it is first needed, and once, also when several threads are the first: functools has no
+    cache that does (`lru_cache` lets each of them build its own)."""
+
+    def __init__(self, build: Callable[[], T]) -> None:
+        self._build = build
+        self.built: list[T] = []
+        update_wrapper(self, build)
+
+    def __call__(self) -> T:
+        if not self.built:
+            with _building:
+                if not self.built:
+                    self.built.append(self._build())
+        return self.built[0]
+
+
+@Once
 def get_service() -> EmailService:
     """Renders and sends; needs neither Redis nor Celery."""
     brand = get_brand()
@@ -101,33 +124,33 @@ def get_sender() -> Sender:
     )
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_policy() -> Policy:
     """What this installation allows in an email."""
     settings = get_settings()
     return Policy(link_hosts=settings.allowed_link_hosts, test_domains=settings.development)
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_key_rate() -> Rate | None:
     """How often each API key may call this process; None for no limit."""
     per_minute = get_settings().api_requests_per_minute
     return Rate(per_minute) if per_minute else None
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_stranger_rate() -> Rate:
     """How often each client address may try a wrong key."""
     return Rate(WRONG_KEYS_PER_MINUTE)
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_outbox() -> Outbox:
     """The outbox of a process that accepts: it fails fast."""
     return _outbox(PRODUCER_TIMEOUT, _vault())
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_worker_outbox() -> Outbox:
     """The outbox of a worker node: patient with a slow disk."""
     return _outbox(WORKER_TIMEOUT, _vault())
@@ -182,7 +205,7 @@ def _development_key(path: Path) -> str:
     return path.read_text().strip()
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_wake_ups() -> "CeleryWakeUps":
     """The way to the workers. The direct forms, which import this module too, never load Celery."""
     from celery_app import app
@@ -191,25 +214,25 @@ def get_wake_ups() -> "CeleryWakeUps":
     return CeleryWakeUps(app)
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_batches() -> Batches:
     """The batches, for a process that accepts."""
     return Batches(get_outbox())
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_worker_batches() -> Batches:
     """The batches, for a worker node."""
     return Batches(get_worker_outbox())
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_permits() -> Permits:
     """The permits for connections of this worker process."""
     return Permits(limited=get_settings().smtp_max_connections is not None, trim=get_service().trim)
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_leases() -> LeaseKeeper:
     """The leases of this worker process."""
     return LeaseKeeper(get_worker_outbox(), get_permits())
@@ -242,13 +265,13 @@ def get_retry_policy() -> RetryPolicy:
     )
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_courier() -> Courier:
     """Delivers single emails from the outbox, in worker nodes."""
     return Courier(get_worker_outbox(), get_service().deliver, get_leases(), get_permits(), get_retry_policy())
 
 
-@lru_cache(maxsize=1)
+@Once
 def get_bulk_courier() -> BulkCourier:
     """Delivers chunks of batches, in worker nodes."""
     chunks = Chunks(get_worker_outbox())
@@ -257,6 +280,6 @@ def get_bulk_courier() -> BulkCourier:
 
 def close() -> None:
     """Close every connection; the process is about to end."""
-    for build in (get_service, get_outbox, get_worker_outbox, get_wake_ups):
-        if build.cache_info().currsize:
-            build().close()
+    for built in (get_service.built, get_outbox.built, get_worker_outbox.built, get_wake_ups.built):
+        for one in built:
+            one.close()

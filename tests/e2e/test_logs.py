@@ -116,7 +116,9 @@ def test_what_holds_mail_back_is_told_once_and_so_is_its_end(running: Running) -
     closed, opened = only(worker, event="gate.closed"), only(worker, event="gate.opened")
     assert (closed["gate"], opened["gate"], closed["level"]) == ("smtp", "smtp", "warning")
     assert "554 5.7.1 blocked" in closed["reason"]
-    assert len(about(worker, event="email.released", email_id=email_id)) == 2
+    # Another test's mail that waits for its retry may be the one that finds the server so.
+    released = [line["error"] for line in about(worker, event="email.released")]
+    assert len([error for error in released if "554 5.7.1 blocked" in error]) == 2
 
 
 def test_what_ends_without_an_attempt_is_told(build: Build) -> None:

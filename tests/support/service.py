@@ -57,8 +57,8 @@ def forget_settings() -> None:
     get_settings.cache_clear()
     sys.modules.pop("celery_app", None)
     for value in vars(utils.composition).values():
-        if hasattr(value, "cache_clear"):
-            value.cache_clear()
+        if isinstance(value, utils.composition.Once):
+            value.built.clear()
 
 
 @dataclass
