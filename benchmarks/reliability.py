@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 import redis
 
 from chaos.driver import Service
-from chaos.faults import FAULTS
 from chaos.lms import Lms
-from chaos.ours import OURS
+from chaos.suite import FAULTS, OURS
 from chaos.tally import Lab, Tally
 from service import PEERS
 

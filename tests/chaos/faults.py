@@ -1,7 +1,7 @@
-"""The faults that every service is put to: ours, and those in benchmarks/peers.
+"""The faults of nodes and of Redis that every service is put to: ours, and those in benchmarks/peers.
 
-Each function breaks a service while it sends, in as many runs as it takes, and returns the tally. What only ours is
-put to is in ours.py.
+Each function breaks a service while it sends, in as many runs as it takes, and returns the tally. The faults of the
+SMTP server are in smtp_faults.py; what only ours is put to is in ours.py.
 """
 
 import signal
@@ -144,75 +144,6 @@ class Restarts:
         return len({node.pid for node in self._stand.service.nodes()} - self._first)
 
 
-# R5
-
-
-def smtp_down(lab: Lab) -> Tally:
-    """The SMTP server refuses connections for 20 seconds."""
-    tally = Tally()
-    for _ in lab.runs(2):
-        with lab.stand() as stand:
-            stand.load(200, rate=100)
-            stand.wait_for_arrivals(20)
-            stand.smtp.stop()
-            time.sleep(4 if lab.short else 20)  # the outage itself
-            stand.smtp.start()
-            recovered(tally, stand)
-            tally.add(stand.account(timeout=90))
-    return tally
-
-
-# R6
-
-
-class Once:
-    """A rule's condition that holds for each recipient the first time."""
-
-    def __init__(self, matches: Callable[[str], bool]) -> None:
-        self._matches = matches
-        self._seen: set[str] = set()
-
-    def __call__(self, to: str) -> bool:
-        if to in self._seen or not self._matches(to):
-            return False
-        self._seen.add(to)
-        return True
-
-
-def smtp_cut(lab: Lab) -> Tally:
-    """The server takes every tenth mail, and the connection breaks before it has said so."""
-    tally = Tally()
-    with lab.stand() as stand:
-        stand.smtp.cut("dot-after-store", when=Once(lambda to: to.endswith("5@example.com")))
-        stand.load(100 if lab.short else 300, rate=100)
-        tally.add(stand.account(timeout=90))
-    return tally
-
-
-def smtp_greylists(lab: Lab) -> Tally:
-    """451 to the first RCPT of each recipient."""
-    tally = Tally()
-    with lab.stand() as stand:
-        stand.smtp.reply("rcpt", "451 4.7.1 greylisted, come back later", when=Once(lambda to: True))
-        stand.load(60 if lab.short else 200)
-        tally.add(stand.account(timeout=120))
-    return tally
-
-
-def smtp_refuses(lab: Lab) -> Tally:
-    """550 to every tenth recipient; the remark says how often each was tried."""
-    tally = Tally()
-    with lab.stand() as stand:
-        stand.smtp.reply("rcpt", "550 5.1.1 no such user", when=lambda to: to.endswith("5@example.com"))
-        stand.load(60 if lab.short else 200)
-        account = stand.account(timeout=60)
-        tried = sum("5@EXAMPLE.COM" in line.upper() for _, line in stand.smtp.commands if line[:4].upper() == "RCPT")
-        refused = sum(one.to.endswith("5@example.com") for one in stand.asked())
-        tally.add(account)
-        tally.remark = f"{tried} attempts for {refused} refused; {len(account.failed)} named with the reason"
-    return tally
-
-
 # R7
 
 
@@ -259,9 +190,5 @@ FAULTS: dict[str, tuple[str, Callable[[Lab], Tally]]] = {
     "R2": ("SIGTERM, SIGQUIT, started again", nodes_stopped),
     "R3": ("Redis killed with -9, back after 3 s", redis_killed),
     "R4": ("Redis killed with -9 again and again", redis_killed_often),
-    "R5": ("SMTP server away for 20 s", smtp_down),
-    "R6 cut": ("connection cut after the server took the mail (every tenth)", smtp_cut),
-    "R6 451": ("greylisting: 451 to the first RCPT", smtp_greylists),
-    "R6 550": ("550 to every tenth recipient", smtp_refuses),
     "R7": ("API asked while Redis is dead, or frozen", api_without_redis),
 }

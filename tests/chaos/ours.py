@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +15,9 @@ from chaos.faults import WAIT, Restarts, kill_tree, recovered
 from chaos.lms import Lms
 from chaos.tally import Lab, Tally
 from support.needs import missing, need
-from support.processes import ShiftedValkey, Valkey, wait_until
+from support.network import BridgedValkey, forbidden, network
+from support.processes import ShiftedValkey, Valkey, Worker, wait_until
+from support.smtp_server import SmtpServer
 
 LEASE = 20.0  # seconds, as by default
 
@@ -148,6 +150,43 @@ def redis_frozen(lab: Lab) -> Tally:
             account = stand.account(timeout=WAIT)
             tally.add(account)
             tally.demand(not account.copies, f"{account.copies} copies")
+    return tally
+
+
+def host_cut_off(lab: Lab) -> Tally:
+    """One of two worker hosts loses the network in the middle, for three leases, and comes back: its connections to
+    Redis and to the SMTP server are half open, and nobody tells it."""
+    if reason := forbidden():
+        missing(reason)
+    tally = Tally()
+    lease, meanwhile = 5, []
+    for run in lab.runs(3):
+        directory = lab.directory / f"hosts{run}"
+        directory.mkdir(parents=True)
+        with ExitStack() as stack:
+            net = stack.enter_context(network())
+            valkey, smtp = BridgedValkey(directory, net.address), SmtpServer(host=net.address)
+            stand = stack.enter_context(lab.stand(valkey=valkey, smtp=smtp, delay=0.5, LEASE_SECONDS=str(lease)))
+            host = net.hosts[0]
+            node = Worker(lms(stand).env, directory)
+            node.command = [need("ip", package="iproute2"), "netns", "exec", host, *node.command]
+            stack.enter_context(node)
+            load = stand.load(10_000, rate=30)
+            stand.wait_for_arrivals(60)
+            in_smtp = stand.smtp.open_connections  # those of the other host, too
+            net.cut(host)
+            before = len(stand.arrived())
+            time.sleep(3 * lease)
+            meanwhile.append(len(stand.arrived()) - before)
+            net.mend(host)
+            recovered(tally, stand)
+            node.wait_ready()
+            load.stop()
+            account = stand.account(timeout=WAIT)
+            tally.add(account)
+            tally.demand(meanwhile[-1] > 0, "the other host sent nothing meanwhile")
+            tally.demand(account.copies <= in_smtp, f"{account.copies} copies, and {in_smtp} connections at the cut")
+    tally.remark = f"the other host sent {min(meanwhile)}-{max(meanwhile)} meanwhile"
     return tally
 
 
@@ -297,6 +336,7 @@ OURS = {
     "node frozen": ("SIGSTOP of a node, 5 s and 40 s", node_frozen),
     "API frozen": ("SIGSTOP of the API, 30 s", api_frozen),
     "supervisor frozen": ("SIGSTOP of supervisor, 30 s, a node killed meanwhile", supervisor_frozen),
+    "host cut off": ("one of two worker hosts without a network for three leases", host_cut_off),
     "Redis frozen": ("SIGSTOP of Redis, 60 s, 50 mails in SMTP", redis_frozen),
     "disk full": ("full disk under the append-only file", disk_full),
     "memory full": ("Redis at maxmemory", memory_full),

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chaos.faults import FAULTS
-from chaos.ours import OURS
+from chaos.suite import FAULTS, OURS
 from chaos.tally import Tally
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]

@@ -93,8 +93,7 @@ class SmtpServer:
         self.ssl_context: ssl.SSLContext | None = None
         if self.tls is not None:
             assert self.certificate is not None, "tls needs a certificate"
-            self.ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.certificate.configure_cert(self.ssl_context)
+            self.ssl_context = _context(self.certificate)
 
     # Running it.
 
@@ -185,6 +184,11 @@ class SmtpServer:
     ) -> None:
         """Waits before it goes on with a stage, also before a reply() or cut() there. stop() ends the wait."""
         self._add(_Rule(stage, when, times, seconds=seconds))
+
+    def show(self, certificate: trustme.LeafCert) -> None:
+        """Shows another certificate from now on, and closes what is open."""
+        self.ssl_context = _context(certificate)
+        self.close_sessions()
 
     def clear(self) -> None:
         """Forgets every rule; messages and counts stay."""
@@ -288,3 +292,9 @@ class SmtpServer:
     def replace_socket(self, sock: socket.socket) -> None:
         with self.changed:
             self._sessions[threading.current_thread()] = sock
+
+
+def _context(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
