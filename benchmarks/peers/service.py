@@ -15,7 +15,7 @@ from support.processes import BIN, Process, Valkey, free_port, wait_until
 from support.smtp_server import SmtpServer
 
 HERE = Path(__file__).resolve().parent
-LINK = "https://lms.example.com/reset?token=pl4nted-s3cret-in-a-link"
+LINK = "https://lms.example.com/reset?token=not-a-secret"
 
 
 class Peer:
@@ -38,6 +38,7 @@ class Peer:
         }
         uvicorn = [str(BIN / "uvicorn"), f"{self.module}:api", "--port", str(self.port)]
         worker = [str(BIN / "celery"), "-A", self.module, "worker", "-Q", self.module, "-c", "4", "-l", "INFO"]
+        self._directory, self._env = directory, env
         self._api = Process(uvicorn, directory / "api.log", env)
         self._worker = Process(worker, directory / "worker.log", env)
         self._ending = threading.Event()
@@ -66,8 +67,8 @@ class Peer:
                     with suppress(psutil.NoSuchProcess):
                         child.kill()
 
-    def request(self, to: str) -> Request:
-        return Request("/emails", {"to": to, "name": "Ada", "link": LINK}, {})
+    def request(self, to: str, *, link: str = LINK) -> Request:
+        return Request("/emails", {"to": to, "name": "Ada", "link": link}, {})
 
     def nodes(self) -> Sequence[psutil.Process]:
         wait_until(lambda: self._worker.running, what="the worker")
@@ -84,6 +85,15 @@ class Peer:
 
     def log(self) -> str:
         return self._worker.text()
+
+    def flower(self, port: int) -> Process:
+        command = [str(BIN / "celery"), "-A", self.module, "flower", f"--port={port}"]
+        env = {**self._env, "FLOWER_UNAUTHENTICATED_API": "true"}
+        return Process(command, self._directory / "flower.log", env)
+
+    def inspect(self, question: str) -> Process:
+        command = [str(BIN / "celery"), "-A", self.module, "inspect", question, "--json"]
+        return Process(command, self._directory / "inspect.log", self._env)
 
     def _keep(self) -> None:
         while not self._ending.wait(0.5):

@@ -10,8 +10,10 @@ What is tried is a Service: ours is in lms.py, the ones it is compared with in b
 """
 
 import itertools
+import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,7 +25,7 @@ import psutil
 import redis
 
 from chaos.account import OPEN, Account, Arrived, Asked, Fate, settle
-from support.processes import Valkey, wait_until
+from support.processes import Process, Valkey, wait_until
 from support.smtp_server import SmtpServer
 
 
@@ -31,7 +33,7 @@ class Request(NamedTuple):
     """How a mail is asked for over HTTP."""
 
     path: str
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] | bytes
     headers: Mapping[str, str]
 
 
@@ -47,7 +49,9 @@ class Service(Protocol):
 
     def stop(self) -> None: ...
 
-    def request(self, to: str) -> Request: ...
+    def request(self, to: str, *, link: str = "") -> Request:
+        """How one mail is asked for; one with a secret in it, if a link is given."""
+        ...
 
     def nodes(self) -> Sequence[psutil.Process]:
         """The main process of each worker node that runs."""
@@ -59,12 +63,19 @@ class Service(Protocol):
 
     def log(self) -> str: ...
 
+    def flower(self, port: int) -> Process: ...
+
+    def inspect(self, question: str) -> Process:
+        """`celery inspect`, to be started."""
+        ...
+
 
 class Load:
     """Requests that are made in the background, by a few clients at once."""
 
     def __init__(self, service: Service, recipients: Sequence[str], rate: float | None, clients: int) -> None:
         self.asked: list[Asked] = []
+        self.codes: Counter[int] = Counter()
         self._service = service
         self._recipients = iter(recipients)
         self._pause = clients / rate if rate else 0.0
@@ -73,6 +84,10 @@ class Load:
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
         for thread in self._threads:
             thread.start()
+
+    def request(self, to: str) -> Request:
+        """How this mail is asked for."""
+        return self._service.request(to)
 
     def wait(self, timeout: float = 300) -> None:
         """Until all have been asked for."""
@@ -94,14 +109,18 @@ class Load:
                 self.asked.append(self._ask(http, to))
 
     def _ask(self, http: httpx.Client, to: str) -> Asked:
-        wanted = self._service.request(to)
+        wanted = self.request(to)
+        content = wanted.body if isinstance(wanted.body, bytes) else json.dumps(wanted.body).encode()
         try:
-            answer = http.post(wanted.path, json=wanted.body, headers=wanted.headers)
+            answer = http.post(
+                wanted.path, content=content, headers={"Content-Type": "application/json", **wanted.headers}
+            )
         except httpx.ConnectError:
             time.sleep(0.05)  # a service that is down refuses faster than anybody asks
             return Asked(to, "refused", at=time.monotonic())
         except httpx.TransportError:
             return Asked(to, "unclear", at=time.monotonic())
+        self.codes[answer.status_code] += 1
         found = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         now = time.monotonic()
         if answer.status_code == 202:
@@ -156,10 +175,12 @@ class Stand:
 
     # Asking
 
-    def load(self, count: int, *, rate: float | None = None, clients: int = 4) -> Load:
+    def load(
+        self, count: int, *, rate: float | None = None, clients: int = 4, kind: Callable[..., Load] = Load
+    ) -> Load:
         """Ask for that many mails, at most `rate` a second, in the background."""
         recipients = [f"m{next(self._numbers)}@example.com" for _ in range(count)]
-        self._loads.append(Load(self.service, recipients, rate, clients))
+        self._loads.append(kind(self.service, recipients, rate, clients))
         return self._loads[-1]
 
     def asked(self) -> list[Asked]:

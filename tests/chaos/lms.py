@@ -15,7 +15,7 @@ import redis
 from chaos.account import Fate
 from chaos.driver import Request
 from support.checkout import ROOT, Script, answers
-from support.processes import Valkey, free_port, wait_until
+from support.processes import BIN, Process, Valkey, free_port, wait_until
 from support.service import service_env
 from support.smtp_server import SmtpServer
 
@@ -70,10 +70,9 @@ class Lms:
                     self._script.wait()
             self._script.destroy()
 
-    def request(self, to: str) -> Request:
-        return Request(
-            "/api/emails", {"kind": "welcome", "to": to, "name": "Ada"}, {"Authorization": "Bearer all-key"}
-        )
+    def request(self, to: str, *, link: str = "") -> Request:
+        kind = {"kind": "password_reset", "reset_url": link} if link else {"kind": "welcome"}
+        return Request("/api/emails", {**kind, "to": to, "name": "Ada"}, {"Authorization": "Bearer all-key"})
 
     def program(self, name: str) -> psutil.Process:
         """`api`, `mail` or `bulk`, once it runs."""
@@ -111,6 +110,15 @@ class Lms:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def flower(self, port: int) -> Process:
+        return Process(
+            ["./start_flower.sh"], self._log.with_name("flower.log"), {**self.env, "FLOWER_PORT": str(port)}
+        )
+
+    def inspect(self, question: str) -> Process:
+        command = [str(BIN / "celery"), "-A", "celery_app", "inspect", question, "--json"]
+        return Process(command, self._log.with_name("inspect.log"), self.env)
 
     def _both_sweep(self) -> bool:
         with suppress(redis.RedisError), self._valkey.client() as client:

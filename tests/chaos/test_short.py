@@ -44,6 +44,6 @@ def test_the_account_finds_a_planted_loss(tmp_path: Path) -> None:
                     assert client.lrem(queue, 0, message) == 1
             assert client.zrem(f"{prefix}due:standard", planted) == 1
         node.resume()
-        account = stand.account(timeout=45)
+        account = stand.account(timeout=20)
     assert account.wrong() == [f"stuck: {planted}"]
     assert len(account.sent) == 49

@@ -2,8 +2,6 @@
 is being sent, nor after."""
 
 import base64
-import codecs
-import html
 import json
 import quopri
 import re
@@ -16,6 +14,7 @@ import pytest
 import redis
 from celery.worker.control import Panel
 
+from support.needles import Needles, spellings
 from support.processes import BIN, Process, free_port, wait_until
 from support.service import Service
 
@@ -25,31 +24,7 @@ LINK = f"https://lms.example.com/reset/Zk4-path-Secret-Qw9?token={quote(TOKEN, s
 SECRETS = (TOKEN, quote(TOKEN, safe=""), "Zk4-path-Secret-Qw9")
 
 
-def spellings(secret: str) -> Iterator[bytes]:
-    """The forms in which a text may carry it."""
-    yield secret.encode()
-    yield secret.encode("utf-16-le")
-    yield secret.encode().hex().encode()
-    yield quote(secret, safe="").encode()
-    yield quote(quote(secret, safe=""), safe="").encode()
-    yield html.escape(secret).encode()
-    yield json.dumps(secret)[1:-1].encode()
-    yield quopri.encodestring(secret.encode()).replace(b"=\n", b"")
-    yield codecs.encode(secret, "unicode_escape")
-    for shift in range(3):  # in base64 it looks different after each number of bytes before it
-        encoded = base64.b64encode(b"\0" * shift + secret.encode())
-        whole = encoded[4 * bool(shift) : len(encoded) // 4 * 4 - 4]
-        yield whole
-        yield whole.translate(bytes.maketrans(b"+/", b"-_"))
-
-
-NEEDLES = {needle for secret in SECRETS for needle in spellings(secret)}
-
-
-def found(content: bytes) -> set[bytes]:
-    # Lines may be folded, with quoted-printable's = or without.
-    unfolded = re.sub(rb"=?\r?\n[ \t]*", b"", content.replace(b"\\r\\n", b"\n").replace(b"\\n", b"\n"))
-    return {needle for needle in NEEDLES if needle in content or needle in unfolded}
+found = Needles(*SECRETS).found
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -96,15 +96,15 @@ def requests(seed: int) -> Iterator[Asked]:
     while True:
         match random.choices(("email", "wait", "batch", "lines", "list", "one"), (40, 12, 14, 8, 14, 12))[0]:
             case "email":
-                yield Asked("POST", "/api/emails", _headers(random), _body(random, _email(random)))
+                yield Asked("POST", "/api/emails", _headers(random), body_of(random, _email(random)))
             case "wait":
-                yield Asked("POST", "/api/emails?wait=true", _headers(random), _body(random, _email(random)))
+                yield Asked("POST", "/api/emails?wait=true", _headers(random), body_of(random, _email(random)))
             case "batch":
                 batch = {**_head(random), "recipients": [_recipient(random) for _ in range(random.randrange(6))]}
-                yield Asked("POST", "/api/batches", _headers(random), _body(random, batch))
+                yield Asked("POST", "/api/batches", _headers(random), body_of(random, batch))
             case "lines":
                 lines = [_head(random), *(_recipient(random) for _ in range(random.randrange(6)))]
-                content = b"\n".join(_body(random, line) for line in lines) + b"\n"
+                content = b"\n".join(body_of(random, line) for line in lines) + b"\n"
                 yield Asked("POST", "/api/batches", _headers(random, "application/x-ndjson"), content)
             case "list":
                 names = ("to", "kind", "state", "batch", "cursor", "limit", "missed", "x")
@@ -136,7 +136,8 @@ def _escaped(text: str) -> str:
     return "".join(f"%{byte:02x}" for byte in text[:300].encode(errors="surrogatepass"))
 
 
-def _changed(random: Random, fields: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def changed(random: Random, fields: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """A few of the fields, made hostile."""
     for _ in range(random.choice((0, 1, 1, 1, 2, 4))):
         value = random.choice(NO_STRINGS) if random.random() < 0.15 else _odd(random)
         fields[random.choice(names)] = value
@@ -150,14 +151,12 @@ def _email(random: Random) -> dict[str, Any]:
         "to": f"p{random.randrange(10**9)}@example.com",
     }
     names = [*kind.model_fields] if random.random() < 0.9 else FIELDS
-    return _changed(random, email, names)
+    return changed(random, email, names)
 
 
 def _head(random: Random) -> dict[str, Any]:
     free = {"subject": "News for {{ a }}", "html": "<p>{{ a }} <b>{{ b }}</b> {{ name }}</p>"}
-    return _changed(
-        random, free, ["subject", "html", "text", "kind", "reply_to", "from_name", "course_id", "send_at"]
-    )
+    return changed(random, free, ["subject", "html", "text", "kind", "reply_to", "from_name", "course_id", "send_at"])
 
 
 def _recipient(random: Random) -> Any:
@@ -166,14 +165,13 @@ def _recipient(random: Random) -> Any:
     # Most are right, so that whole batches are taken.
     value = _odd(random) if random.random() < 0.3 else random.choice(TEMPLATES)
     data = (
-        _changed(random, {"a": value[:300], "b": "B"}, ["a", "b"])
-        if random.random() < 0.1
-        else {"a": value, "b": "B"}
+        changed(random, {"a": value[:300], "b": "B"}, ["a", "b"]) if random.random() < 0.1 else {"a": value, "b": "B"}
     )
     return {"to": f"r{random.randrange(10**9)}@example.com", "name": "Ada", "data": data}
 
 
-def _body(random: Random, value: Any) -> bytes:
+def body_of(random: Random, value: Any) -> bytes:
+    """JSON, or now and then what only looks like it."""
     content = json.dumps(value, ensure_ascii=random.random() < 0.9).encode(errors="surrogatepass")
     if random.random() > 0.06:
         return content
