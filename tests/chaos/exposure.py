@@ -37,7 +37,7 @@ def secrets(lab: Lab) -> Tally:
         stand.wait_for_end(timeout=30)
         port = free_port()
         with stand.service.flower(port), httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as flower:
-            wait_until(lambda: _tasks(flower) is not None, timeout=60, what="Flower")
+            wait_until(lambda: _asked(flower, "/api/workers?refresh=1"), timeout=60, what="Flower to see the nodes")
             stand.smtp.reply("dot", f"451 4.3.0 looks like spam: {LINK}", times=1)
             stand.smtp.delay("dot", 10)  # for as long as it takes to look everywhere
             stand.load(1, kind=Resets)
@@ -56,10 +56,11 @@ def secrets(lab: Lab) -> Tally:
     return tally
 
 
-def _tasks(flower: httpx.Client) -> Mapping[str, Any] | None:
+def _asked(flower: httpx.Client, path: str) -> Mapping[str, Any]:
     with suppress(httpx.TransportError, ValueError):
-        return flower.get("/api/tasks").json() or None
-    return None
+        found: Mapping[str, Any] = flower.get(path).json()
+        return found
+    return {}
 
 
 def _places(stand: Stand, flower: httpx.Client) -> Counter[str]:
@@ -71,7 +72,7 @@ def _places(stand: Stand, flower: httpx.Client) -> Counter[str]:
             asking.wait()
             seen["inspect"] += bool(found(asking.log.read_bytes()))
             asking.log.unlink()
-    pages = ["/api/tasks", "/tasks", *(f"/task/{task}" for task in _tasks(flower) or ())]
+    pages = ["/api/tasks", "/tasks", *(f"/task/{task}" for task in _asked(flower, "/api/tasks"))]
     seen["Flower"] += any(found(flower.get(page).content) for page in pages)
     with redis.Redis.from_url(stand.valkey.url) as client:
         client.config_set("rdbcompression", "no")
