@@ -103,12 +103,13 @@ def redis_killed(lab: Lab) -> Tally:
     tally = Tally()
     for _ in lab.runs(3):
         with lab.stand(delay=0.1) as stand:
-            stand.load(300, rate=100)
+            load = stand.load(10_000, rate=60)
             stand.wait_for_arrivals(60)
             stand.valkey.kill()
             time.sleep(3)  # the outage itself
             stand.valkey.start()
             recovered(tally, stand)
+            load.stop()
             tally.add(stand.account(timeout=WAIT))
     return tally
 

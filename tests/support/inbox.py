@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from support.processes import BACKEND
+from support.processes import BACKEND, SHORT_LIVED
 
 
 @dataclass
@@ -59,7 +59,7 @@ def running(*options: str) -> Iterator[Inbox]:
             line = process.stdout.readline()
             ready = re.fullmatch(r"inbox: smtp://127\.0\.0\.1:(\d+) (http://127\.0\.0\.1:\d+)/\n", line)
             assert ready, line
-            with httpx.Client(base_url=ready[2], timeout=20, trust_env=False) as http:
+            with httpx.Client(base_url=ready[2], timeout=20, trust_env=False, limits=SHORT_LIVED) as http:
                 yield Inbox(process, int(ready[1]), ready[2], http)
             process.terminate()
             assert process.wait(timeout=5) == 0

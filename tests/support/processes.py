@@ -22,6 +22,9 @@ from support.needs import missing
 
 T = TypeVar("T")
 
+# uvicorn closes a connection that was idle for five seconds, just when httpx would use it a last time.
+SHORT_LIVED = httpx.Limits(keepalive_expiry=2)
+
 TESTS = Path(__file__).resolve().parents[1]
 BACKEND = TESTS.parent / "backend"
 BIN = Path(sys.executable).parent
@@ -243,7 +246,9 @@ class Api(Process):
             return False
 
     def client(self, key: str = "all-key") -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=10)
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=10, limits=SHORT_LIVED
+        )
 
 
 def celery(env: Mapping[str, str], *arguments: str) -> str:
