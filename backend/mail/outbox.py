@@ -1,20 +1,18 @@
 """The outbox: the Redis record of every accepted email, and the truth about its state.
 
-The only module that knows the Redis keys of single emails; docs/outbox.md has the table. Every change is one
-atomic script in `scripts/`, and every script may run twice with the same result: ids and tokens are made by the
-caller, so a call whose answer was lost can be repeated.
+With listing.py, which reads them, the only module that knows the Redis keys of single emails; docs/outbox.md has the
+table. Every change is one atomic script in `scripts/`, and every script may run twice with the same result: ids and
+tokens are made by the caller, so a call whose answer was lost can be repeated.
 """
 
-import base64
-import binascii
 import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import redis
 import structlog
@@ -31,7 +29,7 @@ from mail.answers import (
     Sweep,
     Waits,
 )
-from mail.batch_records import BatchRecords, Place
+from mail.batch_records import BatchRecords
 from mail.errors import (
     FieldError,
     IdempotencyConflict,
@@ -44,6 +42,7 @@ from mail.errors import (
 from mail.fields import mailbox_of
 from mail.findings import nearly_full
 from mail.kinds import AnyEmail, Email, Lane, parse
+from mail.listing import Listing
 from mail.mailing import Recipient
 from mail.measures import Measurement, measure
 from mail.records import Record, State
@@ -51,8 +50,6 @@ from mail.vault import Vault
 from mail.wire import Wire
 
 logger = structlog.get_logger(__name__)
-
-SCAN_LIMIT = 2_000
 
 
 class Outbox:
@@ -75,6 +72,7 @@ class Outbox:
             gap=self.numbers.lease.total_seconds() / 4,
         )
         self.batch_records = BatchRecords(self._wire)
+        self._listing = Listing(self._wire, self.batch_records)
         self._memory_checked = float("-inf")
 
     # Accepting
@@ -303,17 +301,10 @@ class Outbox:
             UnknownEmail, OutboxUnavailable
         """
         with self._wire.answered():
-            record = self._read(email_id)
+            record = self._listing.record(email_id)
         if record is None:
             raise UnknownEmail
         return record
-
-    def _read(self, email_id: str) -> Record | None:
-        data = cast("dict[str, str]", self._redis.hgetall(self._wire.key("email", email_id)))
-        if "state" in data:
-            return Record.parse(email_id, data)
-        place = Place.of(email_id)
-        return self.batch_records.record(place) if place else None
 
     def list(
         self,
@@ -326,46 +317,15 @@ class Outbox:
         limit: int = 50,
     ) -> Page:
         """Emails newest first. Recipients of batches are among them when asked for by address, and with a record of
-        their own by state. One call reads at most `SCAN_LIMIT` entries: a page may hold fewer than `limit` emails
-        and still have a next one.
+        their own by state. One call reads at most 2,000 entries: a page may hold fewer than `limit` emails and still
+        have a next one.
 
         Raises:
             InvalidEmail: the cursor is not one of ours.
             OutboxUnavailable
         """
-        index = self._wire.key("all")
-        if to is not None:
-            index = self._wire.key("to", to.casefold())
-        elif state is not None and state != State.SENT:
-            index = self._wire.key("state", state)
-        found: list[Record] = []
-        after = _read_cursor(cursor)
         with self._wire.answered():
-            for scanned, (email_id, created) in enumerate(self._newest(index, after), start=1):
-                record = self._read(email_id)
-                if record and all(
-                    wanted in (None, value)
-                    for wanted, value in ((kind, record.kind), (state, record.state), (batch, record.batch))
-                ):
-                    found.append(record)
-                if len(found) == limit or scanned == SCAN_LIMIT:
-                    return Page(found, _cursor(created, email_id))
-        return Page(found, None)
-
-    def _newest(self, index: str, after: tuple[int, str] | None) -> Iterator[tuple[str, int]]:
-        highest: int | str = after[0] if after else "+inf"
-        offset, size = 0, 100
-        while True:
-            rows = cast(
-                "list[tuple[str, float]]",
-                self._redis.zrevrangebyscore(index, highest, "-inf", offset, size, withscores=True),
-            )
-            for email_id, score in rows:
-                if after is None or (int(score), email_id) < after:
-                    yield email_id, int(score)
-            if len(rows) < size:
-                return
-            offset += size
+            return self._listing.page(to=to, kind=kind, state=state, batch=batch, cursor=cursor, limit=limit)
 
     def info(self) -> Mapping[str, Any]:
         """Redis's own INFO; empty where its ACL forbids it.
@@ -446,17 +406,3 @@ def _ms(value: datetime | timedelta | None) -> int:
 def _fingerprint(email: Email, *times: datetime | None) -> str:
     content = [email.model_dump(mode="json"), *(_ms(moment) for moment in times)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _cursor(created: int, email_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{created}:{email_id}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    try:
-        created, _, email_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(":")
-        return int(created), email_id
-    except (binascii.Error, ValueError):
-        raise InvalidEmail([FieldError("cursor", "use the value of `next` from the page before")]) from None

@@ -1,0 +1,87 @@
+"""Reads emails from the outbox: one by its id, and pages of them, newest first."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import cast
+
+from mail.answers import Page
+from mail.batch_records import BatchRecords, Place
+from mail.errors import FieldError, InvalidEmail
+from mail.records import Record, State
+from mail.wire import Wire
+
+SCAN_LIMIT = 2_000
+
+
+class Listing:
+    """What is accepted, for Outbox.record and Outbox.list."""
+
+    def __init__(self, wire: Wire, batch_records: BatchRecords) -> None:
+        self._wire = wire
+        self._batch_records = batch_records
+
+    def record(self, email_id: str) -> Record | None:
+        """One email; a recipient of a batch that has no record of its own is read from its batch."""
+        data = cast("dict[str, str]", self._wire.client.hgetall(self._wire.key("email", email_id)))
+        if "state" in data:
+            return Record.parse(email_id, data)
+        place = Place.of(email_id)
+        return self._batch_records.record(place) if place else None
+
+    def page(
+        self,
+        *,
+        to: str | None,
+        kind: str | None,
+        state: State | None,
+        batch: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """See Outbox.list. Raises InvalidEmail for a cursor that is not one of ours."""
+        index = self._wire.key("all")
+        if to is not None:
+            index = self._wire.key("to", to.casefold())
+        elif state is not None and state != State.SENT:
+            index = self._wire.key("state", state)
+        found: list[Record] = []
+        for scanned, (email_id, created) in enumerate(self._newest(index, _read_cursor(cursor)), start=1):
+            record = self.record(email_id)
+            if record and all(
+                wanted in (None, value)
+                for wanted, value in ((kind, record.kind), (state, record.state), (batch, record.batch))
+            ):
+                found.append(record)
+            if len(found) == limit or scanned == SCAN_LIMIT:
+                return Page(found, _cursor(created, email_id))
+        return Page(found, None)
+
+    def _newest(self, index: str, after: tuple[int, str] | None) -> Iterator[tuple[str, int]]:
+        highest: int | str = after[0] if after else "+inf"
+        offset, size = 0, 100
+        while True:
+            rows = cast(
+                "list[tuple[str, float]]",
+                self._wire.client.zrevrangebyscore(index, highest, "-inf", offset, size, withscores=True),
+            )
+            for email_id, score in rows:
+                if after is None or (int(score), email_id) < after:
+                    yield email_id, int(score)
+            if len(rows) < size:
+                return
+            offset += size
+
+
+def _cursor(created: int, email_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created}:{email_id}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[int, str] | None:
+    if cursor is None:
+        return None
+    try:
+        created, _, email_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(":")
+        return int(created), email_id
+    except (binascii.Error, ValueError):
+        raise InvalidEmail([FieldError("cursor", "use the value of `next` from the page before")]) from None
