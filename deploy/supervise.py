@@ -56,7 +56,7 @@ def main(programs: list[str]) -> None:
         **{f"AUTOSTART_{name.upper()}": str(name in programs).lower() for name in PROGRAMS},
     }
     _make_output_reopenable()
-    command = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(CONFIG)]
+    command = [sys.executable, str(CONFIG.with_name("run_supervisord.py")), "--configuration", str(CONFIG)]
     os.execve(sys.executable, command, environment)
 
 

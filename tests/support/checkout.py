@@ -83,7 +83,7 @@ class Script:
         return found
 
     def supervisor(self) -> psutil.Process:
-        return next(process for process in self.tree() if "supervisor.supervisord" in process.cmdline())
+        return next(one for one in self.tree() if any("run_supervisord.py" in word for word in one.cmdline()))
 
     def wait_for(self, pattern: str, *, times: int = 1) -> None:
         def found() -> bool:
