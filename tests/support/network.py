@@ -40,8 +40,9 @@ class Network:
         _ip("link", "set", self.bridge, "up")
         for number, host in enumerate(self.hosts, 2):
             _ip("netns", "add", host)
-            stack.callback(_ip, "netns", "del", host)  # and its cable
+            stack.callback(_ip, "netns", "del", host)
             _ip("link", "add", f"{host}0", "type", "veth", "peer", "name", "eth0", "netns", host)
+            stack.callback(_ip, "link", "del", f"{host}0")  # it would go with its host, but later
             _ip("link", "set", f"{host}0", "master", self.bridge, "up")
             _ip("-n", host, "addr", "add", self.address.removesuffix("1") + f"{number}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
