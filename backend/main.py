@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 import logs
-from api import batches, connections, docs_page, emails, health, metrics, problems, tasks
+from api import batches, connections, console, docs_page, emails, health, metrics, problems, tasks
 from api.batch_events import streams
 from api.limits import BodyLimit, Limit
 from api.request_log import HEADER
@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     connections.install()
     docs_page.install(app)
+    console.install(app)
     app.add_middleware(
         BodyLimit,
         limit=Limit(settings.max_body_bytes, "MAX_BODY_BYTES"),

@@ -11,7 +11,7 @@ os.environ["ENV_FILE"] = os.devnull
 
 import redis
 
-from support.processes import Valkey
+from support.processes import Valkey, free_port
 from support.service import forget_settings, service_env
 from support.smtp_server import SmtpServer
 
@@ -52,6 +52,12 @@ def configure(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def store(valkey: Valkey) -> Iterator["redis.Redis"]:
     with valkey.client() as client:
         yield client
+
+
+@pytest.fixture
+def dead() -> str:
+    """The address of a Redis where nobody listens."""
+    return f"redis://127.0.0.1:{free_port()}/0"
 
 
 @pytest.fixture

@@ -23,7 +23,11 @@ DESCRIBED = [Security(_bearer), Security(_header)]
 def find_caller(request: Request) -> ApiKey | None:
     """The owner of the key that a request carries, if it carries a right one."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", "")
+    return owner_of(token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", ""))
+
+
+def owner_of(given: str) -> ApiKey | None:
+    """Whose key this is."""
     digest = hashlib.sha256(given.encode()).digest()
     found = None
     # Every key is compared, whichever fits: the time taken tells nothing.
@@ -58,14 +62,15 @@ def require_caller(request: Request) -> ApiKey:
 def _count_wrong_key(request: Request) -> None:
     # A right key is never refused for wrong ones from its address, which may be that of a proxy: somebody could lock
     # the LMS out. What this limits is the work that wrong keys make; nobody guesses a key of 24 characters.
-    allowance = get_stranger_rate().take(_network(request.client.host if request.client else ""))
+    allowance = get_stranger_rate().take(network_of(request))
     if not allowance.granted:
         detail = f"Too many wrong API keys came from this address. Try again in {allowance.retry_after} s."
         raise HTTPException(429, detail, headers={"Retry-After": str(allowance.retry_after)})
 
 
-def _network(host: str) -> str:
+def network_of(request: Request) -> str:
     """A client by its address; of IPv6 by the first half, since a customer chooses the second (RFC 6177)."""
+    host = request.client.host if request.client else ""
     try:
         address = IPv6Address(host)
     except ValueError:

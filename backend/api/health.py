@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from api.auth import find_caller
 from api.problems import problem, responses
 from mail.errors import OutboxUnavailable
-from mail.findings import Finding, lane_findings, redis_findings
+from mail.findings import lane_findings, redis_findings
 from mail.measures import Measurement
 from settings import Scope
 from utils.composition import get_outbox
@@ -34,17 +34,11 @@ def ready(request: Request) -> Response:
     caller = find_caller(request)
     body: dict[str, Any] = {"status": "ok"}
     if caller and Scope.READ in caller.scopes:
-        found = [*redis_findings(info), *lane_findings(measured)]
-        body |= {"warnings": [_warning(one) for one in found if not one.well], "lanes": _plain(measured)}
+        found = [one for one in (*redis_findings(info), *lane_findings(measured)) if not one.well]
+        body |= {"warnings": [f"{one.sentence}. {one.fix}" for one in found], "lanes": _plain(measured)}
     elif "Authorization" in request.headers or "X-API-Key" in request.headers:
         body["detail"] = "Warnings are shown to a key with the scope read."
     return JSONResponse(body)
-
-
-def _warning(finding: Finding) -> str:
-    room, _, lane = finding.name.partition(".")
-    where = f"{lane}: " if room == "lanes" else ""
-    return f"{where}{finding.text}. {finding.fix}"
 
 
 def _plain(found: Measurement) -> dict[str, Any]:

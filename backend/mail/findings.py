@@ -41,6 +41,12 @@ class Finding(NamedTuple):
     def well(self) -> bool:
         return self.level in {Level.OK, Level.SKIPPED}
 
+    @property
+    def sentence(self) -> str:
+        """The text, with the lane where it is about one."""
+        room, _, lane = self.name.partition(".")
+        return f"{lane}: {self.text}" if room == "lanes" else self.text
+
 
 def redis_findings(info: Mapping[str, Any]) -> Iterator[Finding]:
     """What Redis's INFO tells; an empty one was forbidden."""

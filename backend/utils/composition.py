@@ -34,6 +34,7 @@ from mail.vault import Vault
 from settings import BACKEND, KEY_FILE, get_settings
 from utils.rates import Rate
 from utils.service import EmailService
+from utils.sessions import Sessions
 from utils.webhook import Webhook
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ T = TypeVar("T")
 PRODUCER_TIMEOUT = 1.0  # seconds: a request is answered within two, whatever Redis does
 WORKER_TIMEOUT = 5.0
 WRONG_KEYS_PER_MINUTE = 60
+SIGN_INS_PER_MINUTE = 10
 
 _building = threading.RLock()
 
@@ -145,6 +147,18 @@ def get_stranger_rate() -> Rate:
 
 
 @Once
+def get_sign_in_rate() -> Rate:
+    """How often each client address may try to sign in to the console."""
+    return Rate(SIGN_INS_PER_MINUTE)
+
+
+@Once
+def get_sessions() -> Sessions:
+    """Who is signed in to the console."""
+    return Sessions(get_outbox().wire, _outbox_keys(), get_settings().keys)
+
+
+@Once
 def get_outbox() -> Outbox:
     """The outbox of a process that accepts: it fails fast."""
     return _outbox(PRODUCER_TIMEOUT, _vault())
@@ -187,7 +201,11 @@ def _outbox(timeout: float, vault: Vault) -> Outbox:
 
 
 def _vault() -> Vault:
-    return Vault(get_settings().outbox_key_list or (_development_key(KEY_FILE),))
+    return Vault(_outbox_keys())
+
+
+def _outbox_keys() -> tuple[str, ...]:
+    return get_settings().outbox_key_list or (_development_key(KEY_FILE),)
 
 
 def _development_key(path: Path) -> str:

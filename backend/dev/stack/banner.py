@@ -10,7 +10,7 @@ from dev.stack.ports import local
 from dev.stack.supervisor import LOG
 from env_file import shown
 from settings import ENV_FILE, Scope, Settings
-from utils.composition import get_brand
+from utils.composition import get_brand, get_sessions
 
 
 def banner(settings: Settings, plan: Plan, seconds: float) -> str:
@@ -18,6 +18,7 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
     api = f"http://{local(settings.api_host)}:{settings.api_port}"
     inbox = "inbox" in plan.programs
     rows = {
+        "Console": _console(settings, api),
         "API": f"{api}/docs",
         "Flower": f"http://{local(settings.flower_address)}:{settings.flower_port}",
         "Inbox": f"http://127.0.0.1:{settings.inbox_port}" if inbox else "",
@@ -40,6 +41,13 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
     stop = "Is something wrong? cd backend && ../.venv/bin/python doctor.py\n"
     stop += "Ctrl-C stops everything. Records stay in .run/; the inbox is emptied."
     return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\n{stop}\n"
+
+
+def _console(settings: Settings, api: str) -> str:
+    reader = next((caller for caller in settings.keys if Scope.READ in caller.scopes), None)
+    if not (settings.development and reader):
+        return f"{api}/console"
+    return f"{api}/console/sign-in?once={get_sessions().link(reader)}"
 
 
 def _origin(ours: bool) -> str:

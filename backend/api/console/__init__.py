@@ -1,0 +1,17 @@
+"""`/console`: pages for the people round an LMS. Rendered here, with a little JavaScript of our own."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from api.console import emails, overview, sign_in
+
+FILES = Path(__file__).parent / "files"
+
+
+def install(app: FastAPI) -> None:
+    """Serve the pages."""
+    app.mount("/console/files", StaticFiles(directory=FILES))
+    for router in (sign_in.router, overview.router, emails.router):
+        app.include_router(router)

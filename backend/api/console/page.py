@@ -1,0 +1,190 @@
+"""What every page has: who is signed in, the frame, the headers, and words for what goes wrong."""
+
+import hmac
+from collections.abc import Callable, Coroutine, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import redis
+from fastapi import HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from api.console.words import FILTERS
+from logs import current_request_id
+from mail.errors import EmailError, InvalidEmail, OutboxUnavailable, UnknownEmail, WrongState
+from settings import BACKEND, Scope, get_settings
+from utils.composition import get_sessions
+from utils.sessions import IDLE, Session
+
+COOKIE = "lms_mail_console"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+KEPT = "Mails that were accepted are kept. Reload this page in a moment."
+PLACES = {"Overview": "/console", "Emails": "/console/emails"}
+
+_environment = Environment(
+    loader=FileSystemLoader(BACKEND / "templates" / "console"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= FILTERS
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """One page in the frame of all."""
+    session: Session | None = getattr(request.state, "session", None)
+    text = _environment.get_template(template).render(
+        session=session,
+        form_token=get_sessions().form_token(session) if session else "",
+        places=PLACES if session else {},
+        path=request.url.path,
+        brand=get_settings().brand_name,
+        environment=get_settings().environment,
+        **values,
+    )
+    return HTMLResponse(text, status)
+
+
+def keep(request: Request, response: Response, session: Session) -> None:
+    """Put a session's cookie, fresh for another while, into an answer."""
+    response.set_cookie(
+        COOKIE,
+        get_sessions().cookie(session),
+        max_age=IDLE,
+        path="/console",
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+
+
+def forget(response: Response) -> None:
+    """Take the cookie away."""
+    response.delete_cookie(COOKIE, path="/console", httponly=True, samesite="strict")
+
+
+def signed_in(request: Request) -> Session | None:
+    """Whoever the request's cookie stands for.
+
+    Raises:
+        OutboxUnavailable
+    """
+    cookie = request.cookies.get(COOKIE, "")
+    return get_sessions().read(cookie) if cookie else None
+
+
+class Page(APIRoute):
+    """A route of the console: for those who are signed in, and with words for people where something goes wrong."""
+
+    open_to_all = False
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_page(request: Request) -> Response:
+            try:
+                request.state.session = session = await run_in_threadpool(signed_in, request)
+                if session is None and not self.open_to_all:
+                    return _to_sign_in(request)
+                if session and request.method == "POST":
+                    await _check_form(request, session)
+                response = await handle(request)
+            except (EmailError, HTTPException, RequestValidationError, redis.RedisError) as error:
+                response = _fault(request, error)
+            else:
+                if session and "set-cookie" not in response.headers:
+                    keep(request, response, session)
+            response.headers.update(HEADERS)
+            return response
+
+        return handle_page
+
+
+class OpenPage(Page):
+    """One for strangers, too."""
+
+    open_to_all = True
+
+
+def _to_sign_in(request: Request) -> Response:
+    if request.method != "GET":
+        return _fault(request, HTTPException(401, "You are not signed in any more. Sign in, and do it again."))
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    wanted = "" if here == "/console" else f"?next={quote(here, safe='')}"
+    response = RedirectResponse(f"/console/sign-in{wanted}", 303)
+    response.headers.update(HEADERS)
+    return response
+
+
+async def form(request: Request) -> Mapping[str, str]:
+    """The fields of a form; of several with one name the last."""
+    return dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+
+
+async def _check_form(request: Request, session: Session) -> None:
+    # SameSite=Strict keeps other sites out; this also keeps out what runs on another port of the same host.
+    given = (await form(request)).get("token", "")
+    origin = request.headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if foreign or not hmac.compare_digest(given.encode(), get_sessions().form_token(session).encode()):
+        raise HTTPException(403, "This form is not from a page of yours, or too old. Go back, reload, and try again.")
+
+
+def demand(request: Request, *scopes: Scope) -> Session:
+    """Whoever is signed in, if the key has one of these scopes; else 403."""
+    session: Session = request.state.session
+    if not any(session.may(scope) for scope in scopes):
+        raise HTTPException(403, f"Your key has not the scope {' or '.join(scopes)}.")
+    return session
+
+
+def _fault(request: Request, error: Exception) -> Response:
+    status, text, headers = _told(error)
+    response = render(
+        request,
+        "fault.html",
+        status=status,
+        title=HTTPStatus(status).phrase,
+        text=text,
+        request_id=current_request_id(),
+    )
+    response.headers.update({**HEADERS, **headers})
+    return response
+
+
+def _told(error: Exception) -> tuple[int, str, Mapping[str, str]]:
+    match error:
+        case HTTPException():
+            return error.status_code, str(error.detail), error.headers or {}
+        case UnknownEmail():
+            return 404, "There is nothing of this id. Records are kept for OUTBOX_RETENTION_DAYS.", {}
+        case WrongState():
+            return 409, f"{str(error)[:1].upper()}{str(error)[1:]}.", {}
+        case InvalidEmail():
+            return 422, "; ".join(f"{one.field}: {one.message}" for one in error.errors), {}
+        case RequestValidationError():
+            return 422, "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors()), {}
+        case OutboxUnavailable():
+            return (
+                503,
+                f"{error}. Mails that were accepted are kept; this page comes back by itself.",
+                {"Retry-After": "2"},
+            )
+    return 503, "Redis does not answer. Mails that were accepted are kept.", {"Retry-After": "2"}
