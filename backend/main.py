@@ -11,9 +11,9 @@ from fastapi.middleware.cors import CORSMiddleware
 
 import logs
 from api import batches, connections, console, docs_page, emails, health, metrics, problems, tasks
-from api.batch_events import streams
 from api.limits import BodyLimit, Limit
 from api.request_log import HEADER
+from api.streams import streams
 from mail.errors import ConfigurationError, OutboxUnavailable
 from mail.findings import refuse_unfit
 from settings import Settings, get_settings, read_settings

@@ -4,6 +4,7 @@ import csv
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -16,7 +17,6 @@ from starlette.requests import ClientDisconnect
 
 from api.auth import DESCRIBED, KeyedRoute, demand, requires
 from api.batch_body import BatchBody, Head, JsonBody, NdjsonBody, Part, RawRecipient
-from api.batch_events import ended_id, streams
 from api.problems import EXAMPLE_DETAILS, responses
 from api.schemas import (
     BATCH_EXAMPLES,
@@ -27,6 +27,7 @@ from api.schemas import (
     BatchRecipientView,
     BatchView,
 )
+from api.streams import Moment, streams
 from mail.batches import Batch, Batches, BatchRecipients
 from mail.intake import AcceptedBatch, Intake
 from mail.records import State
@@ -275,6 +276,12 @@ def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
+def moment_of(batch_id: str) -> Moment:
+    """How a batch stands. Raises UnknownBatch, OutboxUnavailable."""
+    batch = get_batches().batch(batch_id)
+    return Moment(str(batch.version), "progress", BatchView.model_validate(batch).model_dump_json(), batch.ended)
+
+
 @router.get(
     "/{batch_id}/events",
     response_model=None,
@@ -293,13 +300,14 @@ async def follow_batch(
 
     A client that comes back with `Last-Event-ID` gets nothing twice.
     """
-    batch = await run_in_threadpool(get_batches().batch, batch_id)
-    if batch.ended and last_event_id == ended_id(batch):
+    look = partial(moment_of, batch_id)
+    moment = await run_in_threadpool(look)
+    if moment.ended and last_event_id == moment.end_id:
         return Response(status_code=204)
     if streams.full:
         raise HTTPException(503, "Too many clients follow batches on this server.", headers={"Retry-After": "10"})
     return EventSourceResponse(
-        streams.follow(batch_id, get_batches().batch, last_id=last_event_id),
+        streams.follow(look, last_id=last_event_id),
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 

@@ -4,13 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from api.batch_events import MOST, EventStreams
+from api.batches import moment_of
+from api.streams import MOST, EventStreams
 from support.api import TestClient, problem
 from support.batches import MAIL, people, start_batch
 from support.processes import Api, Valkey, wait_until
@@ -120,8 +122,8 @@ def test_the_process_ends_with_streams_open(api: Api, http: httpx.Client) -> Non
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.batch_events.LOOK_EVERY", 0.01)
-    monkeypatch.setattr("api.batch_events.HEARTBEAT_EVERY", 0.03)
+    monkeypatch.setattr("api.streams.LOOK_EVERY", 0.01)
+    monkeypatch.setattr("api.streams.HEARTBEAT_EVERY", 0.03)
 
 
 def start(client: TestClient) -> str:
@@ -145,7 +147,7 @@ def test_heartbeats(client: TestClient) -> None:
     version = str(get_batches().batch(batch).version)
 
     async def run() -> None:
-        stream = EventStreams().follow(batch, get_batches().batch, last_id=version)
+        stream = EventStreams().follow(partial(moment_of, batch), last_id=version)
         assert b"retry" in await anext(stream)
         for _ in range(3):
             assert await anext(stream) == b": ping\n\n"
@@ -160,7 +162,7 @@ def test_redis_goes_away_and_comes_back(open_api: Callable[..., TestClient], tmp
         batch = start(client)
 
         async def run() -> None:
-            stream = EventStreams().follow(batch, get_batches().batch, last_id=None)
+            stream = EventStreams().follow(partial(moment_of, batch))
             await until(stream, b"progress")
             valkey.kill()
             await until(stream, b": ping")

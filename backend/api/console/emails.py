@@ -59,7 +59,7 @@ def _by_id(request: Request, words: str) -> Response:
     except UnknownEmail:
         asked = {"q": words, "kind": "", "state": "", "batch": ""}
         return render(
-            request, "emails.html", status=404, records=[], more="", first=True, asked=asked, kinds=list(KINDS),
+            request, "emails.html", records=[], more="", first=True, asked=asked, kinds=list(KINDS),
             states=list(State),
         )  # fmt: skip
 

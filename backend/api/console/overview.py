@@ -1,8 +1,13 @@
-"""The first page: is mail going out, and if not, why."""
+"""The first page: is mail going out, and if not, why. Live."""
 
-from fastapi import APIRouter, Request, Response
+import hashlib
+from typing import Annotated, Any
 
-from api.console.page import Page, render
+from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from api.console.page import Page, fragment, render
+from api.streams import Moment, streams
 from mail.findings import lane_findings, redis_findings
 from mail.records import State
 from utils.composition import get_outbox
@@ -10,15 +15,33 @@ from utils.composition import get_outbox
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=Page)
 
 RECENT = 8
+LONGEST = 300.0  # seconds; then the browser comes back, if it is still signed in
 
 
 @router.get("")
 def overview(request: Request) -> Response:
+    return render(request, "overview.html", **_found())
+
+
+@router.get("/events")
+async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
+    """The inside of the page, whenever it changes."""
+    if streams.full:
+        raise HTTPException(503, "Too many pages are live on this server.", headers={"Retry-After": "10"})
+    stream = streams.follow(_moment, last_id=last_event_id, longest=LONGEST)
+    return EventSourceResponse(stream, headers={"X-Accel-Buffering": "no"})
+
+
+def _moment() -> Moment:
+    page = fragment("_overview.html", **_found())
+    return Moment(hashlib.sha256(page.encode()).hexdigest()[:16], "page", page)
+
+
+def _found() -> dict[str, Any]:
     outbox = get_outbox()
     with outbox.answered():
         info, measured = outbox.info(), outbox.measure()
-        troubles = [one for one in (*redis_findings(info), *lane_findings(measured)) if not one.well]
-        failures = outbox.list(state=State.FAILED, limit=RECENT).items
-        held = outbox.list(state=State.HELD, limit=RECENT).items
-    recent = sorted([*failures, *held], key=lambda record: record.updated_at, reverse=True)[:RECENT]
-    return render(request, "overview.html", measured=measured, troubles=troubles, recent=recent)
+        failed, held = (outbox.list(state=state, limit=RECENT).items for state in (State.FAILED, State.HELD))
+    troubles = [one for one in (*redis_findings(info), *lane_findings(measured)) if not one.well]
+    recent = sorted([*failed, *held], key=lambda record: record.updated_at, reverse=True)[:RECENT]
+    return {"measured": measured, "troubles": troubles, "recent": recent}

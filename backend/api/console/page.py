@@ -62,6 +62,11 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     return HTMLResponse(text, status)
 
 
+def fragment(template: str, **values: Any) -> str:
+    """A part of a page."""
+    return _environment.get_template(template).render(**values)
+
+
 def keep(request: Request, response: Response, session: Session) -> None:
     """Put a session's cookie, fresh for another while, into an answer."""
     response.set_cookie(
@@ -109,7 +114,9 @@ class Page(APIRoute):
             except (EmailError, HTTPException, RequestValidationError, redis.RedisError) as error:
                 response = _fault(request, error)
             else:
-                if session and "set-cookie" not in response.headers:
+                # A page that is only looked at is not used: its events keep nobody signed in.
+                used = response.media_type != "text/event-stream" and "set-cookie" not in response.headers
+                if session and used:
                     keep(request, response, session)
             response.headers.update(HEADERS)
             return response

@@ -3,6 +3,28 @@
 // Times come in UTC; here they are shown in the reader's zone. The exact one stays on hover.
 const shown = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
-for (const time of document.querySelectorAll("time[datetime]")) {
-  time.textContent = shown.format(new Date(time.dateTime));
+function localise(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    time.textContent = shown.format(new Date(time.dateTime));
+  }
 }
+
+// A live part of a page: the server sends its inside whenever it changes.
+function follow(part) {
+  const stream = new EventSource(part.dataset.events);
+  stream.addEventListener("page", ({ data }) => {
+    const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    part.innerHTML = data;
+    localise(part);
+    if (focused) part.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
+  });
+  stream.addEventListener("open", () => stale(false));
+  stream.addEventListener("error", () => stale(stream.readyState === EventSource.CLOSED));
+}
+
+function stale(is) {
+  document.querySelector(".stale").hidden = !is;
+}
+
+localise(document);
+document.querySelectorAll("[data-events]").forEach(follow);

@@ -1,4 +1,4 @@
-"""A batch's progress as Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html) of what changes."""
 
 import asyncio
 import signal
@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
+from typing import NamedTuple
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from api.schemas import BatchView
-from mail.batches import Batch
-from mail.errors import OutboxUnavailable, UnknownBatch
+from mail.errors import OutboxUnavailable, UnknownEmail
 
 LOOK_EVERY = 0.5  # seconds
 HEARTBEAT_EVERY = 15.0  # seconds; many proxies close what has been silent for a minute
@@ -20,9 +19,18 @@ RECONNECT_AFTER = 2_000  # milliseconds
 MOST = 100  # per process; each looks at Redis twice a second
 
 
-def ended_id(batch: Batch) -> str:
-    """The id of the event that ends a batch's stream: a client that has it has seen everything."""
-    return f"{batch.version}-end"
+class Moment(NamedTuple):
+    """How something stands: `version` changes whenever `data` does. After the one that has `ended` nothing comes."""
+
+    version: str
+    event: str
+    data: str
+    ended: bool = False
+
+    @property
+    def end_id(self) -> str:
+        """The id of the event that ends a stream: a client that has it has seen everything."""
+        return f"{self.version}-end"
 
 
 class EventStreams:
@@ -38,29 +46,32 @@ class EventStreams:
         return self._open >= MOST
 
     async def follow(
-        self, batch_id: str, look: Callable[[str], Batch], *, last_id: str | None
+        self,
+        look: Callable[[], Moment],
+        *,
+        last_id: str | None = None,
+        longest: float = float("inf"),
     ) -> AsyncIterator[bytes]:
-        """The events of one batch, until it has ended. `look` reads it, and is called in a thread; `last_id` is that
-        of the last event which the client has seen."""
+        """The events of one thing, until it has ended or is gone, for `longest` seconds. `look` sees how it stands,
+        and is called in a thread; `last_id` is that of the last event which the client has
+        seen."""
         self._open += 1
         try:
             yield format_sse_event(retry=RECONNECT_AFTER)
-            spoke = time.monotonic()
-            while not self._stopping.is_set():
+            began = spoke = time.monotonic()
+            while not self._stopping.is_set() and time.monotonic() - began < longest:
                 try:
-                    batch = await run_in_threadpool(look, batch_id)
+                    moment = await run_in_threadpool(look)
                 except OutboxUnavailable:
                     pass  # the client keeps its stream, and has the news when Redis is back
-                except UnknownBatch:
+                except UnknownEmail:
                     return
                 else:
-                    version = str(batch.version)
-                    if version != last_id:
-                        view = BatchView.model_validate(batch)
-                        yield format_sse_event(event="progress", data_str=view.model_dump_json(), id=version)
-                        last_id, spoke = version, time.monotonic()
-                    if batch.ended:
-                        yield format_sse_event(event="end", data_str="{}", id=ended_id(batch))
+                    if moment.version != last_id:
+                        yield format_sse_event(event=moment.event, data_str=moment.data, id=moment.version)
+                        last_id, spoke = moment.version, time.monotonic()
+                    if moment.ended:
+                        yield format_sse_event(event="end", data_str="{}", id=moment.end_id)
                         return
                 if time.monotonic() - spoke >= HEARTBEAT_EVERY:
                     yield KEEPALIVE_COMMENT
