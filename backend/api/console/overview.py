@@ -3,11 +3,10 @@
 import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Request, Response
-from fastapi.sse import EventSourceResponse
+from fastapi import APIRouter, Header, Request, Response
 
-from api.console.page import Page, fragment, render
-from api.streams import Moment, streams
+from api.console.page import Page, follow, fragment, render
+from api.streams import Moment
 from mail.findings import lane_findings, redis_findings
 from mail.records import State
 from utils.composition import get_outbox
@@ -15,7 +14,6 @@ from utils.composition import get_outbox
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=Page)
 
 RECENT = 8
-LONGEST = 300.0  # seconds; then the browser comes back, if it is still signed in
 
 
 @router.get("")
@@ -26,10 +24,7 @@ def overview(request: Request) -> Response:
 @router.get("/events")
 async def events(last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """The inside of the page, whenever it changes."""
-    if streams.full:
-        raise HTTPException(503, "Too many pages are live on this server.", headers={"Retry-After": "10"})
-    stream = streams.follow(_moment, last_id=last_event_id, longest=LONGEST)
-    return EventSourceResponse(stream, headers={"X-Accel-Buffering": "no"})
+    return follow(_moment, last_event_id)
 
 
 def _moment() -> Moment:

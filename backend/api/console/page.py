@@ -12,15 +12,18 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from api.console.words import FILTERS
+from api.streams import Moment, streams
 from logs import current_request_id
 from mail.errors import EmailError, InvalidEmail, OutboxUnavailable, UnknownEmail, WrongState
 from settings import BACKEND, Scope, get_settings
 from utils.composition import get_sessions
 from utils.sessions import IDLE, Session
 
+LIVE_FOR = 300.0  # seconds; then the browser comes back, if it is still signed in
 COOKIE = "lms_mail_console"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -35,7 +38,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 KEPT = "Mails that were accepted are kept. Reload this page in a moment."
-PLACES = {"Overview": "/console", "Emails": "/console/emails"}
+PLACES = {"Overview": "/console", "Emails": "/console/emails", "Batches": "/console/batches"}
 
 _environment = Environment(
     loader=FileSystemLoader(BACKEND / "templates" / "console"),
@@ -65,6 +68,14 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
 def fragment(template: str, **values: Any) -> str:
     """A part of a page."""
     return _environment.get_template(template).render(**values)
+
+
+def follow(look: Callable[[], Moment], last_id: str | None) -> Response:
+    """The events of a live part of a page."""
+    if streams.full:
+        raise HTTPException(503, "Too many pages are live on this server.", headers={"Retry-After": "10"})
+    stream = streams.follow(look, last_id=last_id, longest=LIVE_FOR)
+    return EventSourceResponse(stream, headers={"X-Accel-Buffering": "no"})
 
 
 def keep(request: Request, response: Response, session: Session) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from mail.batches import BatchState
 from mail.records import State
 
 TONES: Mapping[State, str] = {
@@ -41,6 +42,17 @@ def tone(state: State) -> str:
     return TONES.get(state, "calm")
 
 
+BATCH_TONES: Mapping[BatchState, str] = {
+    BatchState.FINISHED: "good",
+    BatchState.SENDING: "busy",
+    BatchState.PAUSED: "warn",
+}
+
+
+def batch_tone(state: BatchState) -> str:
+    return BATCH_TONES.get(state, "calm")
+
+
 LIMITS = {
     "gate": "the SMTP server takes no mail",
     "day": "SMTP_MAX_PER_DAY",
@@ -59,6 +71,7 @@ FILTERS: Mapping[str, Callable[..., object]] = {
     "time": time_of,
     "lasting": lasting,
     "tone": tone,
+    "batch_tone": batch_tone,
     "held_by": held_by,
     "number": lambda value: f"{value:,}",
 }

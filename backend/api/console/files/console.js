@@ -12,14 +12,22 @@ function localise(root) {
 // A live part of a page: the server sends its inside whenever it changes.
 function follow(part) {
   const stream = new EventSource(part.dataset.events);
+  const phase = phaseOf(part);
   stream.addEventListener("page", ({ data }) => {
     const focused = part.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     part.innerHTML = data;
     localise(part);
+    // What can be done has changed, and with it the buttons of the page.
+    if (phaseOf(part) !== phase) return location.reload();
     if (focused) part.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   });
+  stream.addEventListener("end", () => stream.close());
   stream.addEventListener("open", () => stale(false));
   stream.addEventListener("error", () => stale(stream.readyState === EventSource.CLOSED));
+}
+
+function phaseOf(part) {
+  return part.querySelector("[data-phase]")?.dataset.phase;
 }
 
 function stale(is) {
