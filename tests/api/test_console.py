@@ -10,6 +10,7 @@ from mail.kinds import PasswordResetEmail, WelcomeEmail
 from mail.outbox import Outbox
 from mail.records import State
 from support.api import TestClient
+from support.batches import MAIL, people
 from utils.composition import SIGN_INS_PER_MINUTE, get_sessions
 from utils.sessions import IDLE, LONGEST
 
@@ -272,3 +273,47 @@ class TestPages:
         answer = away.get("/console", headers=cookie)
         assert answer.status_code == 503
         assert "kept" in answer.text
+
+
+class TestBatches:
+    @pytest.fixture
+    def batch(self, client: TestClient) -> str:
+        answer = client.post("/api/batches", json={**MAIL, "recipients": people(120)})
+        return str(answer.json()["id"])
+
+    def test_a_list_and_a_page(self, admin: TestClient, batch: str) -> None:
+        assert "News of {{ course }}" in admin.get("/console/batches").text
+        page = admin.get(f"/console/batches/{batch}").text
+        assert "0 of 120 sent" in page
+        assert page.count("<tr>") == 51
+        after = re.search(r'href="([^"#]+)#recipients" rel="next"', page)
+        assert after
+        assert admin.get(after[1].replace("&amp;", "&")).text.count("<tr>") == 51
+        assert "Nobody was missed" in admin.get(f"/console/batches/{batch}", params={"state": "missed"}).text
+
+    def test_steered(self, admin: TestClient, client: TestClient, batch: str) -> None:
+        place = f"/console/batches/{batch}"
+        token = token_of(admin)
+
+        def state() -> str:
+            return str(client.get(f"/api/batches/{batch}").json()["state"])
+
+        assert admin.post(f"{place}/pause", data={"token": token}).headers["location"] == place
+        assert state() == "paused"
+        assert ">Resume<" in admin.get(place).text
+        admin.post(f"{place}/resume", data={"token": token})
+        assert state() == "queued"
+        admin.post(f"{place}/cancel", data={"token": token})
+        assert state() == "cancelled"
+        refused = admin.post(f"{place}/pause", data={"token": token})
+        assert refused.status_code == 409
+        assert "cannot be paused" in refused.text
+        assert admin.post(f"{place}/explode", data={"token": token}).status_code == 404
+
+    def test_only_with_the_scope_bulk(self, browser: TestClient, client: TestClient, batch: str) -> None:
+        sign_in(browser, "read-key")
+        page = browser.get(f"/console/batches/{batch}").text
+        assert "<button>Pause" not in page
+        token = token_of(browser)
+        assert browser.post(f"/console/batches/{batch}/cancel", data={"token": token}).status_code == 403
+        assert client.get(f"/api/batches/{batch}").json()["state"] == "queued"
