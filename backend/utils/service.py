@@ -11,7 +11,7 @@ from mail.delivery import Delivery, NotDelivered
 from mail.errors import DeliveryError
 from mail.kinds import AnyEmail
 from mail.mailing import Mailing, Recipient
-from mail.message import Sender, build
+from mail.message import Message, Sender, build
 from mail.records import State
 from mail.rendering import Prepared, Rendered, Renderer
 from mail.smtp import Envelope, SmtpTransport
@@ -125,15 +125,7 @@ class EmailService:
         from_name: str | None,
         scrub: Callable[[str], str] = str,
     ) -> Delivery:
-        message = build(
-            rendered,
-            email_id=email_id,
-            to=to,
-            sender=self._sender,
-            date=datetime.now(UTC),
-            reply_to=reply_to,
-            from_name=from_name,
-        )
+        message = self._built(rendered, email_id, to=to, reply_to=reply_to, from_name=from_name)
         reply = self._transport.send(Envelope(message.sender, message.recipient, message.smtputf8), message.data)
         return Delivery(
             id=email_id,
@@ -145,6 +137,25 @@ class EmailService:
             smtp_reply=scrub(reply.text),
             sent_at=datetime.now(UTC),
         )
+
+    def _built(
+        self, rendered: Rendered, email_id: str, *, to: str, reply_to: str | None, from_name: str | None
+    ) -> Message:
+        return build(
+            rendered,
+            email_id=email_id,
+            to=to,
+            sender=self._sender,
+            date=datetime.now(UTC),
+            reply_to=reply_to,
+            from_name=from_name,
+        )
+
+    def preview(self, email: AnyEmail) -> tuple[Rendered, Message]:
+        """What `deliver` would send, secrets included."""
+        rendered = self._renderer.render(email)
+        built = self._built(rendered, "preview", to=email.to, reply_to=email.reply_to, from_name=email.from_name)
+        return rendered, built
 
     def measured(self) -> Mapping[str, Any]:
         """Connections and timings of the SMTP server; see SmtpTransport."""

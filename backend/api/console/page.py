@@ -38,7 +38,12 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 KEPT = "Mails that were accepted are kept. Reload this page in a moment."
-PLACES = {"Overview": "/console", "Emails": "/console/emails", "Batches": "/console/batches"}
+PLACES = {
+    "Overview": "/console",
+    "Emails": "/console/emails",
+    "Batches": "/console/batches",
+    "Gallery": "/console/gallery",
+}
 
 _environment = Environment(
     loader=FileSystemLoader(BACKEND / "templates" / "console"),
@@ -129,7 +134,8 @@ class Page(APIRoute):
                 used = response.media_type != "text/event-stream" and "set-cookie" not in response.headers
                 if session and used:
                     keep(request, response, session)
-            response.headers.update(HEADERS)
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)  # a mail that is shown has walls of its own
             return response
 
         return handle_page
