@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from mail.kinds import PasswordResetEmail, WelcomeEmail
+from mail.kinds import KINDS, PasswordResetEmail, WelcomeEmail
 from mail.outbox import Outbox
 from mail.records import State
 from support.api import TestClient
@@ -317,3 +317,81 @@ class TestBatches:
         token = token_of(browser)
         assert browser.post(f"/console/batches/{batch}/cancel", data={"token": token}).status_code == 403
         assert client.get(f"/api/batches/{batch}").json()["state"] == "queued"
+
+
+class TestDeadLetters:
+    def fail(self, outbox: Outbox, to: str, error: str, **more: object) -> str:
+        email_id = outbox.accept(WelcomeEmail(to=to, name="Ada")).id
+        outbox.claim(email_id, "t", "node")
+        outbox.settle(email_id, "t", "failed", code=550, error=error, refused=True, **more)
+        return email_id
+
+    def test_grouped_by_cause_and_sent_again_together(self, admin: TestClient, outbox: Outbox) -> None:
+        full = [
+            self.fail(outbox, f"p{n}@example.com", f"552 <p{n}@example.com> mailbox full, id 4F2a9c{n}x8812")
+            for n in range(7)
+        ]
+        other = self.fail(outbox, "q@example.com", "550 blocked")
+        page = admin.get("/console/dead-letters").text
+        causes = re.findall(r'name="cause" value="(\w+)"', page)
+        assert len(causes) == 2
+        assert "Send 7 again" in page
+        assert "and 2 more" in page
+        answer = admin.post("/console/dead-letters/retry", data={"token": token_of(admin), "cause": causes[0]})
+        assert answer.status_code == 303
+        assert {outbox.record(email_id).state for email_id in full} == {State.QUEUED}
+        assert outbox.record(other).state == State.FAILED
+        again = admin.post("/console/dead-letters/retry", data={"token": token_of(admin), "cause": causes[0]})
+        assert again.status_code == 404
+
+    def test_reading_is_not_acting(self, browser: TestClient, outbox: Outbox) -> None:
+        email_id = self.fail(outbox, "q@example.com", "550 blocked")
+        sign_in(browser, "read-key")
+        page = browser.get("/console/dead-letters").text
+        assert "550 blocked" in page
+        assert "Send 1 again" not in page
+        data = {"token": token_of(browser), "cause": "x"}
+        assert browser.post("/console/dead-letters/retry", data=data).status_code == 403
+        assert outbox.record(email_id).state == State.FAILED
+
+
+class TestGallery:
+    @pytest.mark.parametrize("kind", list(KINDS))
+    def test_every_kind(self, admin: TestClient, kind: str) -> None:
+        assert f"/console/gallery/{kind}" in admin.get("/console/gallery").text
+        page = admin.get(f"/console/gallery/{kind}")
+        assert page.status_code == 200
+        assert ">look<" not in page.text
+        shown = admin.get(f"/console/gallery/{kind}/html")
+        assert "sandbox" in shown.headers["content-security-policy"]
+        assert "script-src" not in shown.headers["content-security-policy"]
+        assert "Message-ID: <preview@" in admin.get(f"/console/gallery/{kind}/source").text
+
+    def test_fields_are_changed_and_wrong_ones_named(self, admin: TestClient) -> None:
+        place = "/console/gallery/welcome"
+        changed = admin.post(place, data={"token": token_of(admin), "name": "Grace", "to": "g@example.com"})
+        assert "Welcome to Example Academy, Grace" in changed.text
+        assert "name=Grace" in changed.text
+        assert "Grace" in admin.get(f"{place}/html", params={"name": "Grace"}).text
+        wrong = admin.post(place, data={"token": token_of(admin), "name": "x" * 101})
+        assert wrong.status_code == 422
+        assert 'id="wrong-name"' in wrong.text
+        assert admin.get(f"{place}/html", params={"name": "x" * 101}).status_code == 422
+
+    def test_sent_to_oneself(self, admin: TestClient, outbox: Outbox) -> None:
+        data = {"token": token_of(admin), "to": " me@example.com ", "name": "Me"}
+        answer = admin.post("/console/gallery/welcome/send", data=data)
+        assert answer.status_code == 303
+        record = outbox.record(answer.headers["location"].rpartition("/")[2])
+        assert (record.to, record.fields) == ("me@example.com", {"name": "Me"})
+
+    def test_only_with_the_scope_of_its_kind(self, browser: TestClient, outbox: Outbox) -> None:
+        sign_in(browser, "read-key")
+        assert "Send it to" not in browser.get("/console/gallery/welcome").text
+        data = {"token": token_of(browser), "to": "me@example.com"}
+        assert browser.post("/console/gallery/welcome/send", data=data).status_code == 403
+        assert outbox.list().items == []
+
+    def test_no_such_kind(self, admin: TestClient) -> None:
+        for place in ("", "/html", "/source"):
+            assert admin.get(f"/console/gallery/nothing{place}").status_code == 404

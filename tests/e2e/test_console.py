@@ -91,7 +91,18 @@ def test_nothing_is_wrong_for_axe_and_nothing_sticks_out(
 ) -> None:
     email_id = service.send(welcome(f"{'a' * 60}@{'b' * 60}.example.com", name="Ada " * 25))
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 700})
-    for path in ("", "/emails", f"/emails/{email_id}", "/emails?q=none@example.com", "/emails/nothing", "/sign-in"):
+    for path in (
+        "",
+        "/emails",
+        f"/emails/{email_id}",
+        "/emails?q=none@example.com",
+        "/emails/nothing",
+        "/batches",
+        "/dead-letters",
+        "/gallery",
+        "/gallery/custom",
+        "/sign-in",
+    ):
         page.goto(f"{api.url}/console{path}")
         assert axe_violations(page) == [], path
         for at in {width, 640, 320}:

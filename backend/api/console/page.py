@@ -42,6 +42,7 @@ PLACES = {
     "Overview": "/console",
     "Emails": "/console/emails",
     "Batches": "/console/batches",
+    "Dead letters": "/console/dead-letters",
     "Gallery": "/console/gallery",
 }
 
