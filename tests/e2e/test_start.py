@@ -127,10 +127,20 @@ def test_a_second_start_is_one_clear_line(running: Script, checkout: Checkout) -
 
 
 def test_the_banner_fits_a_terminal(running: Script, stack: Stack) -> None:
-    lines = [line for line in stack.demo.splitlines() if "curl" not in line]
+    lines = [line for line in stack.demo.splitlines() if "curl" not in line and "?once=" not in line]
     assert max(map(len, lines)) <= 80
-    for name in ("API", "Flower", "Inbox", "Redis", "SMTP", "Log", "API key"):
+    for name in ("API", "Console", "Flower", "Inbox", "Redis", "SMTP", "Log", "API key"):
         assert f"\n  {name:<9}" in stack.demo
+
+
+def test_the_link_in_the_banner_signs_in_to_the_console_once(running: Script, stack: Stack) -> None:
+    link = re.search(r"^  (http://127\.0\.0\.1:\d+/console/sign-in\?once=\S+)$", stack.demo, re.MULTILINE)
+    assert link
+    with httpx.Client(follow_redirects=True, timeout=10) as browser:
+        page = browser.get(link[1])
+        assert (page.status_code, page.url.path) == (200, "/console")
+        assert "Needs attention" not in page.text
+        assert browser.get(link[1]).status_code == 401
 
 
 def test_the_demo_sends_one_mail_of_each_kind_and_says_where_it_is(stack: Stack, running: Script) -> None:

@@ -14,11 +14,11 @@ from utils.composition import get_brand, get_sessions
 
 
 def banner(settings: Settings, plan: Plan, seconds: float) -> str:
-    """All of it, in 80 columns but for the line to paste."""
+    """All of it, in 80 columns but for what is pasted."""
     api = f"http://{local(settings.api_host)}:{settings.api_port}"
     inbox = "inbox" in plan.programs
     rows = {
-        "Console": _console(settings, api),
+        "Console": f"{api}/console",
         "API": f"{api}/docs",
         "Flower": f"http://{local(settings.flower_address)}:{settings.flower_port}",
         "Inbox": f"http://127.0.0.1:{settings.inbox_port}" if inbox else "",
@@ -40,14 +40,14 @@ def banner(settings: Settings, plan: Plan, seconds: float) -> str:
     table = "\n".join(f"  {name:<8} {place}" for name, place in rows.items() if place)
     stop = "Is something wrong? cd backend && ../.venv/bin/python doctor.py\n"
     stop += "Ctrl-C stops everything. Records stay in .run/; the inbox is emptied."
-    return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}\n\n{stop}\n"
+    return f"\nReady in {seconds:.0f} s.\n\n{table}\n\n{first}{_sign_in(settings, api)}\n\n{stop}\n"
 
 
-def _console(settings: Settings, api: str) -> str:
+def _sign_in(settings: Settings, api: str) -> str:
     reader = next((caller for caller in settings.keys if Scope.READ in caller.scopes), None)
     if not (settings.development and reader):
-        return f"{api}/console"
-    return f"{api}/console/sign-in?once={get_sessions().link(reader)}"
+        return ""
+    return f"\n\nSign in to the console, once:\n\n  {api}/console/sign-in?once={get_sessions().link(reader)}"
 
 
 def _origin(ours: bool) -> str:
