@@ -11,7 +11,7 @@ import sys
 try:
     import signal
     import time
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import contextmanager, nullcontext
     from datetime import timedelta
     from io import TextIOWrapper
@@ -30,7 +30,7 @@ try:
     from mail.records import State
     from settings import get_settings, no_color
     from utils.composition import get_batches
-    from utils.csv_recipients import CsvRecipients, Row
+    from utils.csv_recipients import CsvRecipients, hand_over
     from utils.email_async import open_batch
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}. Run it with the service's Python: ../.venv/bin/python send_batch.py")
@@ -38,7 +38,6 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 ALL_SENT, MISSED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-SLICE = 500  # rows handed on at once
 LOOK_SECONDS = 0.5
 LINE_SECONDS = 5.0  # between two lines where no bar can be drawn
 WAITING = frozenset({State.SCHEDULED, State.QUEUED, State.SENDING, State.RETRYING})
@@ -98,36 +97,13 @@ def _accept(options: argparse.Namespace) -> AcceptedBatch | None:
             head, idempotency_key=options.idempotency_key, limit=get_settings().batch_stream_max_recipients
         )
         try:
-            _take(recipients, intake)
+            hand_over(recipients, intake)
             if options.dry_run:
                 intake.check()
                 return None
             return _finish(intake)
         finally:
             intake.discard()
-
-
-def _take(recipients: CsvRecipients, intake: Intake) -> None:
-    for run in _runs(recipients):
-        if isinstance(run, FieldError):
-            intake.refuse(run)
-        else:
-            intake.take([row.recipient for row in run], first_line=run[0].line)
-
-
-def _runs(rows: CsvRecipients) -> Iterator[Sequence[Row] | FieldError]:
-    """The rows in slices of neighbouring lines, and the faults between them."""
-    run: list[Row] = []
-    for row in rows:
-        if run and (isinstance(row, FieldError) or row.line != run[-1].line + 1 or len(run) == SLICE):
-            yield run
-            run = []
-        if isinstance(row, FieldError):
-            yield row
-        else:
-            run.append(row)
-    if run:
-        yield run
 
 
 def _finish(intake: Intake) -> AcceptedBatch:

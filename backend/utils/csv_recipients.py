@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from mail.errors import FieldError, InvalidEmail
+from mail.intake import Intake
 
 MAX_LINE = 1_000_000  # bytes
+SLICE = 500  # recipients that are handed over at once
 DELIMITERS = ",;\t"  # the first one also stands for a file of a single column
 ADDRESS_COLUMNS = ("to", "email")
 
@@ -44,6 +46,11 @@ class CsvRecipients:
         if faults := list(_header_faults(self._columns)):
             raise InvalidEmail([FieldError("line 1", fault) for fault in faults])
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their names; that of the addresses is `to`."""
+        return tuple(self._columns)
+
     def __iter__(self) -> Iterator[Row | FieldError]:
         """Every row, or the fault in its place ("line 18"). One that hides where the next row begins ends it."""
         while True:
@@ -75,6 +82,34 @@ class CsvRecipients:
         if data:
             recipient["data"] = data
         return recipient
+
+
+def hand_over(rows: CsvRecipients, intake: Intake) -> None:
+    """Give every row to a batch that is being taken in, and the faults in their places.
+
+    Raises:
+        OutboxUnavailable
+    """
+    for run in _runs(rows):
+        if isinstance(run, FieldError):
+            intake.refuse(run)
+        else:
+            intake.take([row.recipient for row in run], first_line=run[0].line)
+
+
+def _runs(rows: CsvRecipients) -> Iterator[Sequence[Row] | FieldError]:
+    """The rows in slices of neighbouring lines, and the faults between them."""
+    run: list[Row] = []
+    for row in rows:
+        if run and (isinstance(row, FieldError) or row.line != run[-1].line + 1 or len(run) == SLICE):
+            yield run
+            run = []
+        if isinstance(row, FieldError):
+            yield row
+        else:
+            run.append(row)
+    if run:
+        yield run
 
 
 class _LineTooLong(Exception):

@@ -1,7 +1,8 @@
 """The console's pages: who gets in, what a page shows, what a form may do."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -395,3 +396,75 @@ class TestGallery:
     def test_no_such_kind(self, admin: TestClient) -> None:
         for place in ("", "/html", "/source"):
             assert admin.get(f"/console/gallery/nothing{place}").status_code == 404
+
+
+class TestComposing:
+    WRITTEN: Mapping[str, str] = {
+        "subject": "News of {{ course }}",
+        "body": "Hello {{ name }},\n\n*go on* [here]({{ url }}) <script>x()</script>",
+        "recipients": "to,name,course,url\n"
+        "ada@example.com,Ada,Algebra,https://lms.example.com/a\n"
+        "bob@example.com,Bob,Biology,https://lms.example.com/b\n",
+        "key": "k1",
+    }
+
+    @pytest.fixture
+    def post(self, admin: TestClient) -> Callable[..., Any]:
+        def post(do: str = "show", place: str = "new", **more: str) -> Any:
+            data = {**self.WRITTEN, "token": token_of(admin), "do": do, **more}
+            return admin.post(f"/console/batches/{place}", data=data)
+
+        return post
+
+    def test_shown_to_the_first_recipient(self, post: Callable[..., Any]) -> None:
+        shown = post(place="preview")
+        assert "sandbox" in shown.headers["content-security-policy"]
+        for part in ("Hello Ada", "<em>go on</em>", 'href="https://lms.example.com/a"', "&lt;script&gt;"):
+            assert part in shown.text
+        assert "<script" not in shown.text
+
+    @pytest.mark.parametrize(
+        ("change", "remark"),
+        [
+            ({"body": "{{ grade }}"}, "No column for"),
+            ({"subject": ""}, "subject"),
+            ({"recipients": "name\nAda\n"}, "must name a column to"),
+            ({"recipients": ""}, "line 1"),
+            ({"recipients": "to,name,course,url\nada@,A,B,https://lms.example.com\n"}, "line 2, to"),
+            ({"recipients": 'to,name,course,url\na@example.com,"A,B,C\n'}, "quote"),
+            ({"recipients": "to,name,course,url\nada@example.com,A,B,javascript:x()\n"}, "line 2"),
+        ],
+    )
+    def test_what_is_wrong_is_named_while_it_is_written(
+        self, post: Callable[..., Any], client: TestClient, change: dict[str, str], remark: str
+    ) -> None:
+        assert remark in post(place="check", **change).text
+        refused = post("send", count="1", **change)
+        assert refused.status_code == 422
+        assert client.get("/api/batches").json()["items"] == []
+
+    def test_sent_only_with_the_number_typed(self, post: Callable[..., Any], client: TestClient) -> None:
+        for count in ("", "1", "3", "two"):
+            assert "type 2 to send it" in post("send", count=count).text
+        assert client.get("/api/batches").json()["items"] == []
+        sent = post("send", count=" 2 ", course_id="bio-1")
+        assert sent.status_code == 303
+        batch = client.get(f"/api{sent.headers['location'].removeprefix('/console')}").json()
+        assert (batch["total"], batch["course_id"], batch["subject"]) == (2, "bio-1", "News of {{ course }}")
+        assert post("send", count="2", course_id="bio-1").headers["location"] == sent.headers["location"]
+        assert len(client.get("/api/batches").json()["items"]) == 1
+
+    def test_a_test_mail_to_oneself(self, post: Callable[..., Any], outbox: Outbox) -> None:
+        answer = post("test", test_to="me@example.com")
+        assert "on its way" in answer.text
+        (record,) = outbox.list().items
+        assert (record.to, record.fields["subject"]) == ("me@example.com", "News of Algebra")
+        assert post("test", test_to="nobody").status_code == 422
+
+    def test_only_with_the_scope_bulk(self, browser: TestClient) -> None:
+        sign_in(browser, "read-key")
+        assert browser.get("/console/batches/new").status_code == 403
+        assert "New announcement" not in browser.get("/console/batches").text
+        for place in ("new", "check", "preview"):
+            data = {**self.WRITTEN, "token": token_of(browser), "do": "send", "count": "2"}
+            assert browser.post(f"/console/batches/{place}", data=data).status_code == 403

@@ -19,6 +19,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def api(service: Service) -> Api:
+    service.worker(lanes="bulk")
     return next(one for one in service.processes if isinstance(one, Api))
 
 
@@ -69,6 +70,32 @@ def test_a_failure_shows_by_itself_and_is_sent_again(open_page: Callable[..., Pa
     record = service.wait_for_state(page.url.rpartition("/")[2], "sent")
     page.reload()
     expect(page.locator(".sum")).to_contain_text(record["smtp_reply"])
+
+
+def test_an_announcement_from_a_file_with_a_bad_line(open_page: Callable[..., Page], service: Service) -> None:
+    rows = [f"p{number}@example.com,Ada {number},Algebra" for number in range(500)]
+    rows[250] = rows[250].replace("@", " at ")
+    page = open_page("/console/batches")
+    page.get_by_role("link", name="New announcement").click()
+    file = {"name": "people.csv", "mimeType": "text/csv", "buffer": "\n".join(["to,name,course", *rows]).encode()}
+    page.get_by_label("… or from a file").set_input_files(file)
+    expect(page.locator(".faults")).to_contain_text("line 252, to")
+    recipients = page.get_by_label("Recipients, as CSV with a header")
+    recipients.fill(recipients.input_value().replace(" at ", "@"))
+    expect(page.locator(".faults")).to_have_count(0)
+    expect(page.locator("[data-remarks]")).to_contain_text("500")
+    expect(page.frame_locator("[name=preview]").locator("body")).to_contain_text("Hello Ada 0")
+    service.smtp.delay("dot", 0.2)
+    page.get_by_label("To send it to all").fill("500")
+    page.get_by_role("button", name="Send to all").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("News of {{ course }}")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Resume").click()
+    service.smtp.clear()
+    expect(page.locator(".progress")).to_contain_text("500 of 500 sent", timeout=60_000)
+    expect(page.locator(".progress")).to_contain_text("finished")
+    ours = [one.recipients[0] for one in service.smtp.messages if one.message["Subject"] == "News of Algebra"]
+    assert sorted(ours) == sorted(f"p{number}@example.com" for number in range(500))
 
 
 def test_times_are_the_readers(open_page: Callable[..., Page], service: Service) -> None:

@@ -71,7 +71,16 @@ STEERS: Mapping[str, Steer] = {
 def batches(request: Request, cursor: Annotated[str | None, Query(max_length=200)] = None) -> Response:
     """All batches, newest first."""
     page = get_batches().list(cursor=cursor, limit=SIZE)
-    return render(request, "batches.html", batches=page.items, more=page.next, first=cursor is None, order=ORDER)
+    may_write = request.state.session.may(Scope.BULK)
+    return render(
+        request,
+        "batches.html",
+        batches=page.items,
+        more=page.next,
+        first=cursor is None,
+        order=ORDER,
+        may_write=may_write,
+    )
 
 
 @router.get("/{batch_id}")

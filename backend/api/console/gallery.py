@@ -50,9 +50,14 @@ async def change(request: Request, kind: str) -> Response:
 def html(request: Request, kind: str) -> Response:
     """The HTML part, as a document that can do nothing. `pictures=off`: as mail programs show it at first."""
     rendered, _ = get_service().preview(_email(kind, _fields(kind, request.query_params)))
-    images = "data:" if request.query_params.get("pictures") == "off" else "data: https: http:"
+    return framed(rendered.html or "", pictures=request.query_params.get("pictures") != "off")
+
+
+def framed(html: str, *, pictures: bool = True) -> Response:
+    """The HTML of a mail as a document for a frame, in which nothing runs."""
+    images = "data: https: http:" if pictures else "data:"
     headers = {"Content-Security-Policy": POLICY.format(images=images), "Cross-Origin-Opener-Policy": "unsafe-none"}
-    return HTMLResponse(rendered.html or "", headers=headers)
+    return HTMLResponse(html, headers=headers)
 
 
 @router.get("/{kind}/source")

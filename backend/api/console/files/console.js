@@ -34,5 +34,34 @@ function stale(is) {
   document.querySelector(".stale").hidden = !is;
 }
 
+// A form that is looked over while it is written.
+function lookOver(form) {
+  const remarks = form.querySelector("[data-remarks]");
+  let waiting = 0;
+  async function check() {
+    const mine = ++waiting;
+    const body = new URLSearchParams(new FormData(form));
+    const answer = await fetch(form.dataset.check, { method: "POST", body });
+    if (!answer.ok || mine !== waiting) return;
+    remarks.innerHTML = await answer.text();
+    form.requestSubmit(form.querySelector("[data-preview]"));
+  }
+  let soon = 0;
+  form.addEventListener("input", ({ target }) => {
+    if (!["subject", "body", "recipients"].includes(target.name)) return;
+    clearTimeout(soon);
+    soon = setTimeout(check, 400);
+  });
+  const file = form.querySelector("[data-file]");
+  file.hidden = false;
+  file.querySelector("input").addEventListener("change", async ({ target }) => {
+    if (!target.files.length) return;
+    form.elements.recipients.value = await target.files[0].text();
+    check();
+  });
+  form.requestSubmit(form.querySelector("[data-preview]"));
+}
+
 localise(document);
+document.querySelectorAll("form[data-check]").forEach(lookOver);
 document.querySelectorAll("[data-events]").forEach(follow);
