@@ -306,6 +306,16 @@ class Outbox:
             raise UnknownEmail
         return record
 
+    def email_of(self, record: Record) -> AnyEmail:
+        """What this record's recipient reads, with a made-up link in the place of each secret.
+
+        Raises:
+            InvalidEmail: an older version of the service took it, and its kind is another by now.
+            UnknownBatch, OutboxUnavailable
+        """
+        with self._wire.answered():
+            return self._listing.email_of(record)
+
     def list(
         self,
         *,

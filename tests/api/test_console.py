@@ -261,6 +261,29 @@ class TestPages:
         assert "&lt;script&gt;x()" in page
         assert "<script>x" not in page
 
+    def test_a_mail_is_shown_without_its_secret(self, admin: TestClient, outbox: Outbox) -> None:
+        link = "https://lms.example.com/reset?token=s3cr3t-w0rd"
+        email_id = outbox.accept(PasswordResetEmail(to="ada@example.com", name="Ada", reset_url=link)).id
+        shown = admin.get(f"/console/emails/{email_id}/html")
+        assert "sandbox" in shown.headers["content-security-policy"]
+        assert "Choose a new password" in shown.text
+        assert "hidden.invalid" in shown.text
+        assert "s3cr3t-w0rd" not in shown.text
+        again = admin.post(f"/console/emails/{email_id}/again", data={"token": token_of(admin)})
+        assert again.status_code == 409
+        assert len(outbox.list().items) == 1
+
+    def test_the_same_once_more(self, admin: TestClient, client: TestClient, outbox: Outbox) -> None:
+        batch = client.post("/api/batches", json={**MAIL, "recipients": people(1)}).json()["id"]
+        assert "News of Algebra" in admin.get(f"/console/emails/{batch}-0/html").text
+        answer = admin.post(f"/console/emails/{batch}-0/again", data={"token": token_of(admin)})
+        record = outbox.record(answer.headers["location"].rpartition("/")[2])
+        assert (record.to, record.fields["subject"], record.batch) == (
+            "p0@example.com",
+            "News of Algebra, Ada 0",
+            None,
+        )
+
     def test_the_overview_says_what_is_wrong(self, admin: TestClient, outbox: Outbox) -> None:
         page = admin.get("/console").text
         assert "no worker node serves this lane" in page

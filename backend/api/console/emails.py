@@ -3,15 +3,18 @@
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from markupsafe import escape
 
+from api.console.gallery import framed
 from api.console.page import Page, demand, render
 from mail.errors import UnknownEmail
 from mail.kinds import KINDS
 from mail.records import State
 from settings import Scope
-from utils.composition import get_batches, get_outbox
+from utils.composition import get_batches, get_outbox, get_service
+from utils.email_async import enqueue
 
 router = APIRouter(prefix="/console/emails", include_in_schema=False, route_class=Page)
 
@@ -68,7 +71,30 @@ def _by_id(request: Request, words: str) -> Response:
 def email(request: Request, email_id: str) -> Response:
     """One email with its timeline."""
     record = get_outbox().record(email_id)
-    return render(request, "email.html", record=record, may_act=request.state.session.may(Scope.ADMIN))
+    kind = KINDS.get(record.kind)
+    # A link that was secret is not kept, so a mail that had one cannot be made again.
+    repeatable = kind is not None and not kind.secret_fields() and request.state.session.may(Scope(kind.scope))
+    may_act = request.state.session.may(Scope.ADMIN)
+    return render(request, "email.html", record=record, may_act=may_act, repeatable=repeatable)
+
+
+@router.get("/{email_id}/html")
+def html(email_id: str) -> Response:
+    """How its recipient reads it, without its secrets."""
+    outbox = get_outbox()
+    rendered, _ = get_service().preview(outbox.email_of(outbox.record(email_id)))
+    return framed(rendered.html or f"<pre>{escape(rendered.text)}</pre>")
+
+
+@router.post("/{email_id}/again")
+def again(request: Request, email_id: str) -> Response:
+    """The same mail once more, as a new one."""
+    outbox = get_outbox()
+    email = outbox.email_of(outbox.record(email_id))
+    session = demand(request, Scope(email.scope))
+    if email.secret_fields():
+        raise HTTPException(409, "The link in this mail was secret and is not kept. Let the LMS send a new one.")
+    return RedirectResponse(f"/console/emails/{enqueue(email, scope=f'console:{session.name}').id}", 303)
 
 
 @router.post("/{email_id}/retry")
