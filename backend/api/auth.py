@@ -62,15 +62,19 @@ def require_caller(request: Request) -> ApiKey:
 def _count_wrong_key(request: Request) -> None:
     # A right key is never refused for wrong ones from its address, which may be that of a proxy: somebody could lock
     # the LMS out. What this limits is the work that wrong keys make; nobody guesses a key of 24 characters.
-    allowance = get_stranger_rate().take(network_of(request))
+    allowance = get_stranger_rate().take(network_of(client_of(request)))
     if not allowance.granted:
         detail = f"Too many wrong API keys came from this address. Try again in {allowance.retry_after} s."
         raise HTTPException(429, detail, headers={"Retry-After": str(allowance.retry_after)})
 
 
-def network_of(request: Request) -> str:
+def client_of(request: Request) -> str:
+    """The address of whoever asks."""
+    return request.client.host if request.client else ""
+
+
+def network_of(host: str) -> str:
     """A client by its address; of IPv6 by the first half, since a customer chooses the second (RFC 6177)."""
-    host = request.client.host if request.client else ""
     try:
         address = IPv6Address(host)
     except ValueError:

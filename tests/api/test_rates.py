@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.auth import _network
+from api.auth import network_of
 from support.api import TestClient, bearer, problem
 from support.batches import MAIL, people
 from support.service import WELCOME
@@ -69,4 +69,4 @@ def test_wrong_keys_are_limited_and_right_ones_are_not(client: TestClient, stran
     ],
 )
 def test_a_client_by_its_address(one: str, other: str, same: bool) -> None:
-    assert (_network(one) == _network(other)) is same
+    assert (network_of(one) == network_of(other)) is same

@@ -5,7 +5,7 @@ import re
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api.auth import network_of, owner_of
+from api.auth import client_of, network_of, owner_of
 from api.console.page import OpenPage, forget, form, keep, render
 from settings import ApiKey, Scope, get_settings
 from utils.composition import get_sessions, get_sign_in_rate
@@ -24,7 +24,7 @@ def ask(request: Request, next: str = "", once: str = "") -> Response:
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     given = await form(request)
-    allowance = get_sign_in_rate().take(network_of(request))
+    allowance = get_sign_in_rate().take(network_of(client_of(request)))
     if not allowance.granted:
         raise HTTPException(429, f"Too many attempts. Try again in {allowance.retry_after} s.")
     caller = owner_of(given.get("key", "").strip())
@@ -49,7 +49,7 @@ def sign_out(request: Request) -> Response:
 
 
 def _follow(request: Request, word: str) -> Response:
-    from_here = request.client is not None and request.client.host in {"127.0.0.1", "::1"}
+    from_here = client_of(request) in {"127.0.0.1", "::1"}
     if not (get_settings().development and from_here):
         raise HTTPException(403, "This link signs in only in development, and from the machine itself.")
     caller = get_sessions().follow(word)
