@@ -207,6 +207,10 @@ class TestForms:
         assert browser.post(f"{place}/retry", data={"token": token_of(browser)}).status_code == 403
         assert outbox.record(failed).state == State.FAILED
 
+    def test_a_form_without_end(self, admin: TestClient) -> None:
+        answer = admin.post("/console/sign-in", content=b"a=1&" * 100_000)
+        assert answer.status_code == 422
+
     def test_without_a_session(self, browser: TestClient, outbox: Outbox, failed: str) -> None:
         assert browser.post(f"/console/emails/{failed}/retry", data={"token": "x"}).status_code == 401
         assert outbox.record(failed).state == State.FAILED

@@ -23,6 +23,7 @@ from settings import BACKEND, Scope, get_settings
 from utils.composition import get_sessions
 from utils.sessions import IDLE, Session
 
+MOST_FIELDS = 100
 LIVE_FOR = 300.0  # seconds; then the browser comes back, if it is still signed in
 COOKIE = "lms_mail_console"
 POLICY = (
@@ -159,8 +160,12 @@ def _to_sign_in(request: Request) -> Response:
 
 
 async def form(request: Request) -> Mapping[str, str]:
-    """The fields of a form; of several with one name the last."""
-    return dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+    """The fields of a form; of several with one name the last. Raises HTTPException for one without end."""
+    try:
+        text = (await request.body()).decode(errors="replace")
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+    except ValueError:
+        raise HTTPException(422, "This form has too many fields.") from None
 
 
 async def _check_form(request: Request, session: Session) -> None:
