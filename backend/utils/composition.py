@@ -32,6 +32,7 @@ from mail.rendering import Renderer
 from mail.smtp import Security, SmtpConfig, SmtpTransport
 from mail.vault import Vault
 from settings import BACKEND, KEY_FILE, get_settings
+from utils.actions import Actions
 from utils.rates import Rate
 from utils.service import EmailService
 from utils.sessions import Sessions
@@ -156,6 +157,12 @@ def get_sign_in_rate() -> Rate:
 def get_sessions() -> Sessions:
     """Who is signed in to the console."""
     return Sessions(get_outbox().wire, _outbox_keys(), get_settings().keys)
+
+
+@Once
+def get_actions() -> Actions:
+    """What was done by hand in the console."""
+    return Actions(get_outbox().wire)
 
 
 @Once

@@ -216,6 +216,23 @@ class TestForms:
         assert outbox.record(failed).state == State.FAILED
 
 
+class TestActions:
+    def test_whoever_does_something_is_written_down(
+        self, admin: TestClient, client: TestClient, outbox: Outbox
+    ) -> None:
+        assert "Nothing was done" in admin.get("/console/actions").text
+        token = token_of(admin)
+        email_id = outbox.accept(WelcomeEmail.sample()).id
+        batch = client.post("/api/batches", json={**MAIL, "recipients": people(2)}).json()["id"]
+        admin.post(f"/console/emails/{email_id}/cancel", data={"token": token})
+        admin.post(f"/console/emails/{email_id}/retry", data={"token": token})  # refused, so not done
+        admin.post(f"/console/batches/{batch}/pause", data={"token": token})
+        admin.post("/console/gallery/welcome/send", data={"token": token, "to": "me@example.com"})
+        page = admin.get("/console/actions").text
+        assert re.findall(r">([^<>]+): (?:email )?[\w-]+</a>", page) == ["sent a sample", "Pause", "cancelled"]
+        assert page.count("<td>all</td>") == 3
+
+
 class TestPages:
     def test_no_page_may_load_or_be_loaded_from_elsewhere(self, admin: TestClient) -> None:
         for place in (*PLACES, "/console/sign-in", "/console/nothing"):

@@ -6,9 +6,8 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
 
-from api.console.page import Page, demand, follow, fragment, render
+from api.console.page import Page, demand, done, follow, fragment, render
 from api.streams import Moment
 from mail.batches import Batch, Batches, BatchState
 from mail.records import State
@@ -129,7 +128,7 @@ def steer(request: Request, batch_id: str, verb: str) -> Response:
     if verb not in STEERS:
         raise HTTPException(404, "There is nothing at this address.")
     STEERS[verb].act(get_batches(), batch_id)
-    return RedirectResponse(f"/console/batches/{batch_id}", 303)
+    return done(request, f"{STEERS[verb].label}: {batch_id}", f"/console/batches/{batch_id}")
 
 
 def _shown(found: Batch) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 from markdown_it import MarkdownIt
 
 from api.console.gallery import framed
-from api.console.page import Page, demand, form, fragment, render
+from api.console.page import Page, demand, done, form, fragment, render
 from mail.check import Check
 from mail.errors import FieldError, InvalidEmail
 from mail.kinds import parse
 from mail.mailing import Mailing, Recipient
 from mail.placeholders import PLACEHOLDER
 from settings import Scope, get_settings
-from utils.composition import get_policy, get_service
+from utils.composition import get_actions, get_policy, get_service
 from utils.csv_recipients import CsvRecipients, hand_over
 from utils.email_async import enqueue, open_batch
 
@@ -156,6 +156,7 @@ def _test(request: Request, given: Mapping[str, str], draft: Draft, name: str) -
     except InvalidEmail as error:
         wrong = [fault._replace(field="test_to" if fault.field == "to" else fault.field) for fault in error.errors]
         return _page(request, given, draft._replace(faults=wrong), status=422)
+    get_actions().note(name, f"sent a test mail: email {accepted.id}", f"/console/emails/{accepted.id}")
     return _page(request, given, draft, tested=accepted.id)
 
 
@@ -179,7 +180,7 @@ def _send(request: Request, given: Mapping[str, str], draft: Draft, count: str, 
             intake.discard()
     except InvalidEmail as error:
         return _page(request, given, draft._replace(faults=list(error.errors)), status=422)
-    return RedirectResponse(f"/console/batches/{batch_id}", 303)
+    return done(request, f"announced to {draft.distinct}: {batch_id}", f"/console/batches/{batch_id}")
 
 
 def _remarks(draft: Draft) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
 
-from api.console.page import Page, demand, form, render
+from api.console.page import Page, demand, done, form, render
 from mail.errors import WrongState
 from mail.records import Record, State
 from settings import Scope
@@ -51,19 +51,20 @@ async def retry(request: Request) -> Response:
     """Send all of one cause again; those that cannot be sent any more stay, each with its reason."""
     demand(request, Scope.ADMIN)
     wanted = (await form(request)).get("cause", "")
-    await run_in_threadpool(_retry, wanted)
-    return RedirectResponse("/console/dead-letters", 303)
+    number = await run_in_threadpool(_retry, wanted)
+    return await run_in_threadpool(done, request, f"sent again: {number} dead letters", "/console/dead-letters")
 
 
-def _retry(wanted: str) -> None:
+def _retry(wanted: str) -> int:
     cause = next((one for one in _causes() if one.id == wanted), None)
     if cause is None:
         raise HTTPException(404, "There is no such cause any more: what it held was sent or removed.")
+    number = 0
     for record in cause.records:
-        try:
+        with suppress(WrongState):  # its secret or its time is gone, or somebody else was faster
             get_outbox().retry(record.id)
-        except WrongState:
-            continue  # its secret or its time is gone, or somebody else was faster
+            number += 1
+    return number
 
 
 _STATES = (State.FAILED, State.HELD)

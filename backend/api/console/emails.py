@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from markupsafe import escape
 
 from api.console.gallery import framed
-from api.console.page import Page, demand, render
+from api.console.page import Page, demand, done, render
 from mail.errors import UnknownEmail
 from mail.kinds import KINDS
 from mail.records import State
@@ -94,7 +94,8 @@ def again(request: Request, email_id: str) -> Response:
     session = demand(request, Scope(email.scope))
     if email.secret_fields():
         raise HTTPException(409, "The link in this mail was secret and is not kept. Let the LMS send a new one.")
-    return RedirectResponse(f"/console/emails/{enqueue(email, scope=f'console:{session.name}').id}", 303)
+    new = enqueue(email, scope=f"console:{session.name}").id
+    return done(request, f"sent as a new mail: email {email_id}", f"/console/emails/{new}")
 
 
 @router.post("/{email_id}/retry")
@@ -102,7 +103,7 @@ def retry(request: Request, email_id: str) -> Response:
     """Send a failed or held email again."""
     demand(request, Scope.ADMIN)
     get_outbox().retry(email_id)
-    return RedirectResponse(f"/console/emails/{email_id}", 303)
+    return done(request, f"sent again: email {email_id}", f"/console/emails/{email_id}")
 
 
 @router.post("/{email_id}/cancel")
@@ -110,4 +111,4 @@ def cancel(request: Request, email_id: str) -> Response:
     """Stop one that was not sent."""
     session = demand(request, Scope.ADMIN)
     get_outbox().cancel(email_id, f"cancelled in the console by {session.name}")
-    return RedirectResponse(f"/console/emails/{email_id}", 303)
+    return done(request, f"cancelled: email {email_id}", f"/console/emails/{email_id}")

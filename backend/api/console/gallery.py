@@ -6,10 +6,10 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from api.console.looks import look_over
-from api.console.page import Page, demand, form, render
+from api.console.page import Page, demand, done, form, render
 from mail.errors import FieldError, InvalidEmail
 from mail.kinds import KINDS, AnyEmail, Email, parse
 from settings import Scope
@@ -78,7 +78,9 @@ async def send(request: Request, kind: str) -> Response:
         accepted = await run_in_threadpool(enqueue, email, scope=f"console:{session.name}")
     except InvalidEmail as error:
         return await run_in_threadpool(_page, request, kind, fields, error.errors, 422)
-    return RedirectResponse(f"/console/emails/{accepted.id}", 303)
+    return await run_in_threadpool(
+        done, request, f"sent a sample: email {accepted.id}", f"/console/emails/{accepted.id}"
+    )
 
 
 def _page(

@@ -20,7 +20,7 @@ from api.streams import Moment, streams
 from logs import current_request_id
 from mail.errors import EmailError, InvalidEmail, OutboxUnavailable, UnknownEmail, WrongState
 from settings import BACKEND, Scope, get_settings
-from utils.composition import get_sessions
+from utils.composition import get_actions, get_sessions
 from utils.sessions import IDLE, Session
 
 MOST_FIELDS = 100
@@ -45,6 +45,7 @@ PLACES = {
     "Batches": "/console/batches",
     "Dead letters": "/console/dead-letters",
     "Gallery": "/console/gallery",
+    "Actions": "/console/actions",
 }
 
 _environment = Environment(
@@ -83,6 +84,12 @@ def follow(look: Callable[[], Moment], last_id: str | None) -> Response:
         raise HTTPException(503, "Too many pages are live on this server.", headers={"Retry-After": "10"})
     stream = streams.follow(look, last_id=last_id, longest=LIVE_FOR)
     return EventSourceResponse(stream, headers={"X-Accel-Buffering": "no"})
+
+
+def done(request: Request, what: str, place: str) -> Response:
+    """Write down what somebody has done, and lead to the page that shows it."""
+    get_actions().note(request.state.session.name, what, place)
+    return RedirectResponse(place, 303)
 
 
 def keep(request: Request, response: Response, session: Session) -> None:
