@@ -65,12 +65,20 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         session=session,
         form_token=get_sessions().form_token(session) if session else "",
         places=PLACES if session else {},
+        inbox=_inbox(),
         path=request.url.path,
         brand=get_settings().brand_name,
         environment=get_settings().environment,
         **values,
     )
     return HTMLResponse(text, status)
+
+
+def _inbox() -> str:
+    """The page of the development inbox, where mail goes there."""
+    settings = get_settings()
+    here = settings.development and settings.smtp_host in {"127.0.0.1", "localhost"}
+    return f"http://127.0.0.1:{settings.inbox_port}" if here else ""
 
 
 def fragment(template: str, **values: Any) -> str:

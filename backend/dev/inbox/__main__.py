@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from dev.inbox import smtp, web
+from dev.inbox.chaos import Chaos
 from dev.inbox.store import Store
 
 MEGABYTE = 1024 * 1024
@@ -86,10 +87,10 @@ def _listen(host: str, port: int, host_option: str, port_option: str) -> socket.
 
 
 async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http_listener: socket.socket) -> None:
-    store = Store(options.max_messages, options.max_bytes)
+    store, chaos = Store(options.max_messages, options.max_bytes), Chaos()
     web_server = WebServer(
         uvicorn.Config(
-            web.create_app(store, options.http_host, smtp_listener.getsockname()[1]),
+            web.create_app(store, chaos, options.http_host, smtp_listener.getsockname()[1]),
             lifespan="off",
             log_level="error",
             access_log=False,
@@ -105,7 +106,7 @@ async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http
     # Once uvicorn has stopped it raises the signal again: these handlers keep that from ending the process by it.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    smtp_server = await smtp.start(store, smtp_listener, options.max_message_bytes)
+    smtp_server = await smtp.start(store, chaos, smtp_listener, options.max_message_bytes)
     print(f"inbox: smtp://{_authority(smtp_listener)} http://{_authority(http_listener)}/", flush=True)
     await web_server.serve(sockets=[http_listener])
     smtp_server.close()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from dev.inbox import mailpit, view
+from dev.inbox.chaos import Chaos, Fault, Trouble
 from dev.inbox.guard import Guard
 from dev.inbox.parsing import parse
 from dev.inbox.store import Mail, Store
@@ -34,7 +35,7 @@ class Selection(BaseModel):
     IDs: list[str] = []
 
 
-def create_app(store: Store, host: str, smtp_port: int) -> FastAPI:
+def create_app(store: Store, chaos: Chaos, host: str, smtp_port: int) -> FastAPI:
     """`host` is the configured listen address: a Host header that names it is accepted beside loopback ones.
     An empty inbox shows how to send a first mail to `smtp_port`.
 
@@ -49,6 +50,7 @@ def create_app(store: Store, host: str, smtp_port: int) -> FastAPI:
 
     app.include_router(_all_mails(store), prefix="/api")
     app.include_router(_one_mail(store))
+    app.include_router(_trouble(chaos), prefix="/api")
     index = (PAGE / "index.html").read_text().replace("{{smtp_port}}", str(smtp_port))
 
     @app.get("/")
@@ -112,6 +114,25 @@ def _all_mails(store: Store) -> APIRouter:
                 await asyncio.sleep(BURST_SECONDS)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return router
+
+
+def _trouble(chaos: Chaos) -> APIRouter:
+    """Not Mailpit's chaos, which knows replies only."""
+    router = APIRouter()
+
+    @router.get("/chaos")
+    async def trouble() -> Trouble:
+        return chaos.trouble
+
+    @router.put("/chaos")
+    async def make_trouble(request: Request) -> Trouble:
+        try:
+            chaos.change(Trouble.model_validate_json(await request.body()))
+        except ValidationError as fault:
+            raise HTTPException(400, f"fault must be one of {', '.join(Fault)}; see docs/inbox.md") from fault
+        return chaos.trouble
 
     return router
 
