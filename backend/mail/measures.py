@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 from mail.kinds import Lane
 from mail.records import State, moment
@@ -143,6 +144,42 @@ def measure(wire: Wire, limits: Sequence[float]) -> Measurement:
     """
     now, found = wire.run("measure", *limits)
     return Measurement.parse(now, json.loads(found))
+
+
+class Minute(NamedTuple):
+    """How many emails came to each state in the minute that ends at this time."""
+
+    ends: datetime
+    reached: Mapping[State, int]
+
+
+def last_hour(wire: Wire) -> Sequence[Minute]:
+    """Minute by minute, the oldest first, the last one not over yet. Minutes in which no worker node ran are part of
+    the one after.
+
+    Raises:
+        redis.RedisError
+    """
+    marks = [mark.partition(" ") for mark in cast("list[str]", wire.client.lrange(wire.key("history"), 0, -1))]
+    counts = [(int(minute), Counter[str](json.loads(reached))) for minute, _, reached in marks]
+    if counts:
+        counts.append(
+            (int(wire.now() // 60) + 1, _reached(cast("dict[str, str]", wire.client.hgetall(wire.key("counts")))))
+        )
+    return [
+        Minute(moment(minute * 60_000), {State(word): number for word, number in (now - before).items()})
+        for (_, before), (minute, now) in pairwise(counts)
+    ]
+
+
+def _reached(counts: Mapping[str, str]) -> Counter[str]:
+    """As scripts/report.lua adds them up."""
+    found: Counter[str] = Counter()
+    for name, number in counts.items():
+        _, _, *move = name.split(" ")
+        if len(move) > 1 and move[1] != "-":
+            found[move[1]] += int(number)
+    return found
 
 
 class Reporter:

@@ -44,7 +44,7 @@ from mail.findings import nearly_full
 from mail.kinds import AnyEmail, Email, Lane, parse
 from mail.listing import Listing
 from mail.mailing import Recipient
-from mail.measures import Measurement, measure
+from mail.measures import Measurement, Minute, last_hour, measure
 from mail.records import Record, State
 from mail.vault import Vault
 from mail.wire import Wire
@@ -371,6 +371,14 @@ class Outbox:
             redis.RedisError
         """
         return measure(self._wire, self.numbers.limits)
+
+    def last_hour(self) -> Sequence[Minute]:
+        """How many emails came to which state, minute by minute, the oldest first.
+
+        Raises:
+            redis.RedisError
+        """
+        return last_hour(self._wire)
 
     def set_aside(self) -> Mapping[State, tuple[int, int]]:
         """How many emails are failed and held: in all, and among those accepted in the last 24 hours.

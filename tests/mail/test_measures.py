@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -386,3 +387,38 @@ class TestTimings:
         taken = timings.histograms()[Answer.TAKEN]
         assert [at for at, count in enumerate(taken.buckets) if count] == [BOUNDS.index(0.05), len(BOUNDS)]
         assert taken.total == pytest.approx(800.05)
+
+
+def test_the_last_hour_minute_by_minute(outbox: Outbox, valkey: Valkey) -> None:
+    twice(outbox)
+    reporter = Reporter(outbox.wire, "node", lambda: {"in_use": 0, "open": 0, "histograms": {}}, 1)
+    history = outbox.wire.key("history")
+
+    def a_minute_passes() -> None:
+        with valkey.client() as client:
+            for at, mark in enumerate(client.lrange(history, 0, -1)):
+                minute, _, counts = mark.partition(" ")
+                client.lset(history, at, f"{int(minute) - 1} {counts}")
+
+    def send(number: int) -> None:
+        for _ in range(number):
+            email_id = outbox.accept(WelcomeEmail.sample()).id
+            outbox.claim(email_id, email_id, "node")
+            outbox.settle(email_id, email_id, "sent", code=250, reply="OK")
+
+    reporter.report()
+    assert [minute.reached for minute in outbox.last_hour()] == [{}]
+    for number in (3, 0, 2):
+        send(number)
+        a_minute_passes()
+        reporter.report()
+    hour = outbox.last_hour()
+    assert [minute.reached.get(State.SENT, 0) for minute in hour] == [3, 0, 2, 0]
+    assert [(b.ends - a.ends).total_seconds() for a, b in pairwise(hour)] == [60, 60, 60]
+    for _ in range(70):
+        a_minute_passes()
+        reporter.report()
+    send(4)
+    hour = outbox.last_hour()
+    assert len(hour) == 61
+    assert hour[-1].reached[State.SENT] == 4

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
+from api.console.charts import chart_of
 from api.console.page import Page, follow, fragment, render
 from api.streams import Moment
 from mail.findings import lane_findings, redis_findings
@@ -35,8 +36,8 @@ def _moment() -> Moment:
 def _found() -> dict[str, Any]:
     outbox = get_outbox()
     with outbox.answered():
-        info, measured = outbox.info(), outbox.measure()
+        info, measured, hour = outbox.info(), outbox.measure(), outbox.last_hour()
         failed, held = (outbox.list(state=state, limit=RECENT).items for state in (State.FAILED, State.HELD))
     troubles = [one for one in (*redis_findings(info), *lane_findings(measured)) if not one.well]
     recent = sorted([*failed, *held], key=lambda record: record.updated_at, reverse=True)[:RECENT]
-    return {"measured": measured, "troubles": troubles, "recent": recent}
+    return {"measured": measured, "troubles": troubles, "recent": recent, "chart": chart_of(hour)}
