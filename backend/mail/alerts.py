@@ -5,7 +5,6 @@ lost with a process. An alert holds counts and words of ours, nothing of any ema
 """
 
 import json
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import redis
 import structlog
 
+from mail.background import Background
 from mail.delivery import jitter
 from mail.kinds import Lane
 from mail.measures import DROPPED, Measurement
@@ -136,32 +136,21 @@ def _grown(grown: Mapping[tuple[str, ...], int], since: datetime | None) -> Mapp
     }
 
 
-class Alerter:
+class Alerter(Background):
     """Looks for changes and tells the receiver, in a thread of its own: one that hangs holds nothing else up.
 
     Any number of processes may run one.
     """
 
+    name = "alerts"
+    waited_for = 1.0  # whoever waits for the receiver is left: another process sends the same alert later
+
     def __init__(self, outbox: Outbox, post: Post, thresholds: Thresholds) -> None:
+        super().__init__()
         self._outbox = outbox
         self._wire = outbox.wire
         self._post = post
         self._thresholds = thresholds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
-
-    def start(self) -> None:
-        """Begin in a thread of its own."""
-        self._thread.start()
-
-    def end_soon(self) -> None:
-        """End it, and wait for nothing."""
-        self._stop.set()
-
-    def stop(self) -> None:
-        """End it. One that waits for the receiver is not waited for: another process sends the same alert later."""
-        self._stop.set()
-        self._thread.join(timeout=1)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY * jitter(0.8, 1.2)):

@@ -1,6 +1,5 @@
 """Looks after what is due: lost wake-ups, killed workers, scheduled mail, retries. One daemon thread per node."""
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -9,6 +8,7 @@ import redis
 import structlog
 
 from mail.answers import Due
+from mail.background import Background
 from mail.batches import Batches
 from mail.kinds import Lane
 from mail.outbox import Outbox
@@ -33,11 +33,13 @@ class WakeUps(Protocol):
         ...
 
 
-class Sweeper:
+class Sweeper(Background):
     """Publishes a wake-up for whatever is due, but never more than the lane can take; removes old records.
 
     What it sees of its lanes it tells the node's watchdog.
     """
+
+    name = "sweeper"
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Sweeper:
         room: int,
         report: Callable[[], None],
     ) -> None:
+        super().__init__()
         self._outbox = outbox
         self._batches = batches
         self._wake_ups = wake_ups
@@ -66,21 +69,10 @@ class Sweeper:
         self._skip = 0
         self._cleaned_at = time.monotonic()
         self._reported_at = float("-inf")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-
-    def start(self) -> None:
-        """Begin sweeping in a thread of its own."""
-        self._thread.start()
-
-    def end_soon(self) -> None:
-        """End after this round. Waits for nothing, so that a signal handler may call it."""
-        self._stop.set()
 
     def stop(self) -> None:
-        """End the thread, wait for its last round, and report what came of the mails since."""
-        self._stop.set()
-        self._thread.join(timeout=5)
+        """End, wait for the last round, and report what came of the mails since."""
+        super().stop()
         self._outbox_call(self._report)
 
     def _run(self) -> None:

@@ -1,10 +1,10 @@
 """Notices that a worker node has stopped working without ending, so that it is ended and started anew."""
 
 import faulthandler
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mail.background import Background
 from mail.kinds import Lane
 from mail.leases import LeaseKeeper
 
@@ -21,7 +21,7 @@ class Look(NamedTuple):
     last_wake_up: int
 
 
-class Watchdog:
+class Watchdog(Background):
     """Calls `end` with the reason when this node stands still. Each part is watched from another:
 
     - the consumer, by the sweep: wake-ups of a lane wait in the broker, a thread is free, and no worker anywhere was
@@ -42,6 +42,8 @@ class Watchdog:
         end: ends the process, and does not return.
     """
 
+    name = "watchdog"
+
     def __init__(
         self,
         leases: LeaseKeeper,
@@ -52,6 +54,7 @@ class Watchdog:
         longest: float,
         end: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self._leases = leases
         self._lanes = lanes
         self._threads = threads
@@ -64,21 +67,6 @@ class Watchdog:
         self._cut_off_at = 0.0
         self._seen: Mapping[Lane, Look] = {}
         self._silent_since: dict[Lane, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-
-    def start(self) -> None:
-        """Begin to watch the sweep."""
-        self._thread.start()
-
-    def end_soon(self) -> None:
-        """Look away: the node is being stopped. Waits for nothing, so that a signal handler may call it."""
-        self._stop.set()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        self._thread.join(timeout=5)
 
     def stepped(self) -> None:
         """A call of the sweep came back."""
