@@ -1,0 +1,109 @@
+"""Takes the pictures of the console that docs/ and the README show, of a service that is started for it.
+
+    .venv/bin/python tools/console/pictures.py          writes docs/images/console-*.png; needs Debian's chromium
+
+The same mails every time, but the times in the pictures are those of now.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "backend"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from playwright.sync_api import Browser, Page, ViewportSize
+
+from support.batches import start_batch
+from support.browser import chromium
+from support.processes import Api, Valkey
+from support.service import Service, service_env
+from support.smtp_server import SmtpServer
+
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+WIDE: ViewportSize = {"width": 1280, "height": 860}
+NARROW: ViewportSize = {"width": 375, "height": 760}
+NAMES = ("Ada", "Bob", "Maria", "Chidi", "Eve", "Lars", "Noor", "Wei", "Zoë", "Omar")
+
+
+@contextmanager
+def school() -> Iterator[tuple[Service, Api]]:
+    """A service with both nodes."""
+    directory = Path(tempfile.mkdtemp(prefix="console-"))
+    with SmtpServer() as smtp, Valkey(directory) as valkey:
+        service = Service(valkey, smtp, service_env(valkey.url, smtp), directory)
+        try:
+            service.worker(lanes="critical,standard,bulk")
+            yield service, service.api()
+        finally:
+            service.close()
+
+
+def fill(service: Service) -> dict[str, str]:
+    """Mails of every kind of fate; the pages to look at, by the name of their picture."""
+    smtp = service.smtp
+    smtp.reply("rcpt", "550 5.1.1 no such user here", when=lambda to: to.startswith("bob"))
+    smtp.reply("rcpt", "451 4.7.1 greylisted, come back later", when=lambda to: to.startswith("eve"))
+    link = "https://lms.example.com/reset?token=q3nTq0Vw8m2Zt7Ls"
+    for name in NAMES:
+        service.send({"kind": "welcome", "to": address(name), "name": name})
+    service.send({"kind": "password_reset", "to": address("Maria"), "name": "Maria", "reset_url": link})
+    failed = service.send({"kind": "welcome", "to": address("Bob"), "name": "Bob"})
+    service.wait_for_state(failed, "failed")
+    smtp.delay("dot", 0.6)
+    people = [
+        {"to": f"{name.lower()}{number}@students.example.com", "name": name, "data": {"course": "Algebra"}}
+        for number in range(60)
+        for name in NAMES
+    ]
+    batch = start_batch(service.http, people, course_id="algebra-1")
+    smtp.wait_until(lambda: len(smtp.messages) > 300, timeout=60)
+    return {
+        "overview": "/console",
+        "emails": "/console/emails",
+        "email": f"/console/emails/{failed}",
+        "batch": f"/console/batches/{batch}",
+        "announcement": "/console/batches/new",
+        "dead-letters": "/console/dead-letters",
+        "gallery": "/console/gallery",
+        "kind": "/console/gallery/password_reset",
+    }
+
+
+def address(name: str) -> str:
+    return f"{name.lower().replace('ë', 'e')}@students.example.com"
+
+
+def take(browser: Browser, api: Api, pages: dict[str, str]) -> None:
+    """Each page wide and light; some dark, some narrow."""
+    for name, path in pages.items():
+        with _signed_in(browser, f"{api.url}{path}", "light", WIDE) as page:
+            page.screenshot(path=IMAGES / f"console-{name}.png")
+    with _signed_in(browser, f"{api.url}{pages['overview']}", "dark", WIDE) as page:
+        page.screenshot(path=IMAGES / "console-overview-dark.png")
+    with _signed_in(browser, f"{api.url}{pages['email']}", "dark", NARROW) as page:
+        page.screenshot(path=IMAGES / "console-email-phone.png")
+
+
+@contextmanager
+def _signed_in(browser: Browser, url: str, scheme: Literal["light", "dark"], size: ViewportSize) -> Iterator[Page]:
+    with browser.new_context(color_scheme=scheme, viewport=size) as context:
+        page = context.new_page()
+        page.goto(url)
+        page.get_by_label("API key").fill("all-key")
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Sign out").wait_for()
+        page.wait_for_timeout(800)  # what is live has come, and so have the frames
+        yield page
+
+
+def main() -> None:
+    with school() as (service, api), chromium() as browser:
+        take(browser, api, fill(service))
+
+
+if __name__ == "__main__":
+    main()
