@@ -485,7 +485,7 @@ def test_the_page_may_load_only_what_is_its_own(inbox: Inbox) -> None:
     assert page.headers["cross-origin-opener-policy"] == "same-origin"
     assert page.headers["x-content-type-options"] == "nosniff"
     assets = re.findall(r'(?:href|src)="([\w.]+)"', page.text)
-    assert set(assets) == {"icon.svg", "inbox.css", "inbox.js"}
+    assert set(assets) == {"chaos.js", "icon.svg", "inbox.css", "inbox.js"}
     for asset in assets:
         assert inbox.http.get(f"/{asset}").status_code == 200
 
