@@ -1,9 +1,9 @@
 """How long the console's pages take with many emails in the outbox.
 
-    .venv/bin/python benchmarks/console.py [--emails 100000]
+    .venv/bin/python benchmarks/console.py [100000 1000000]
 
-Fills an outbox of its own (append-only file on, every mail accepted as always, one in a hundred failed), starts the
-API, and asks for each page twenty times on loopback.
+Fills an outbox of its own (append-only file on, every mail accepted as always, one in a hundred failed) up to each of
+the numbers, and asks for each page twenty times on loopback. `ratio`: of the median to the one at the first number.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backend"))
@@ -42,29 +43,35 @@ PAGES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--emails", type=int, default=100_000)
-    count = parser.parse_args().emails
+    parser.add_argument("emails", type=int, nargs="*", default=[100_000, 1_000_000])
+    counts = sorted(parser.parse_args().emails)
     directory = Path(tempfile.mkdtemp(prefix="console-"))
     with SmtpServer() as smtp, Valkey(directory) as valkey:
         service = Service(valkey, smtp, service_env(valkey.url, smtp), directory)
         try:
-            _fill(service, count)
             api = service.api()
-            with httpx.Client(base_url=api.url, timeout=60) as browser:
-                browser.post("/console/sign-in", data={"key": "all-key"})
-                print(f"| page, with {count:,} emails | median | slowest |\n| --- | --- | --- |")
-                for page in PAGES:
-                    times = [_asked(browser, page) for _ in range(ROUNDS)]
-                    print(f"| {page} | {statistics.median(times):.0f} ms | {max(times):.0f} ms |", flush=True)
+            first: dict[str, float] = {}
+            kept = 0
+            for count in counts:
+                _fill(service, range(kept, count))
+                kept = count
+                with httpx.Client(base_url=api.url, timeout=60) as browser:
+                    browser.post("/console/sign-in", data={"key": "all-key"})
+                    print(f"| page, with {count:,} emails | median | slowest | ratio |\n| --- | --- | --- | --- |")
+                    for page in PAGES:
+                        times = [_asked(browser, page) for _ in range(ROUNDS)]
+                        median = statistics.median(times)
+                        ratio = median / first.setdefault(page, median)
+                        print(f"| {page} | {median:.0f} ms | {max(times):.0f} ms | {ratio:.2f} |", flush=True)
         finally:
             service.close()
 
 
-def _fill(service: Service, count: int) -> None:
+def _fill(service: Service, numbers: Iterable[int]) -> None:
     with service.valkey.client() as client:
         vault = Vault([Fernet.generate_key().decode()])
         outbox = Outbox(client, prefix=service.env["KEY_PREFIX"], vault=vault, numbers=Numbers())
-        for number in range(count):
+        for number in numbers:
             email_id = outbox.accept(WelcomeEmail(to=f"p{number % 50_000}@example.com", name="Ada")).id
             outbox.claim(email_id, "t", "node")
             if number % 100:
