@@ -77,7 +77,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
 
 def _show(finding: Finding) -> None:
     mark = coloured(f"{finding.level:<7}", COLOURS[finding.level])
-    say(f"{mark}  {finding.name:<{NAME_WIDTH}}{wrapped(finding.text, INDENT)}")
+    say(f"{mark}  {finding.name:<{NAME_WIDTH}}{wrapped(finding.words, INDENT)}")
     if finding.fix and finding.level is not Level.OK:
         say(f"{'':<{INDENT}}{wrapped(f'Fix: {finding.fix}', INDENT)}")
 
@@ -102,7 +102,7 @@ def _report(found: list[Timed]) -> dict[str, object]:
             {
                 "name": finding.name,
                 "level": finding.level,
-                "found": finding.text,
+                "found": finding.words,
                 "fix": finding.fix,
                 "seconds": round(seconds, 3),
             }

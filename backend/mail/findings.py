@@ -5,6 +5,7 @@ ends on a Redis that will never do.
 """
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -30,22 +31,34 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: a dotted name that stays the same, what was found, and what mends it."""
+    """One thing that was looked at: a dotted name that stays the same, what was found, what mends it, and since when
+    it is so, where that is known."""
 
     name: str
     level: Level
     text: str
     fix: str = ""
+    since: datetime | None = None
 
     @property
     def well(self) -> bool:
         return self.level in {Level.OK, Level.SKIPPED}
 
     @property
-    def sentence(self) -> str:
-        """The text, with the lane where it is about one."""
+    def words(self) -> str:
+        """The text, with its time."""
+        return f"{self.text} (since {self.since.isoformat()})" if self.since else self.text
+
+    @property
+    def lane(self) -> str:
+        """The lane that it is about, or ""."""
         room, _, lane = self.name.partition(".")
-        return f"{lane}: {self.text}" if room == "lanes" else self.text
+        return lane if room == "lanes" else ""
+
+    @property
+    def sentence(self) -> str:
+        """The words, with the lane where it is about one."""
+        return f"{self.lane}: {self.words}" if self.lane else self.words
 
 
 def redis_findings(info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -116,11 +129,11 @@ def _lane_troubles(lane: Lane, status: LaneMeasure, closed: Hold | None) -> Iter
         text = "; ".join(part for part in ("no worker node serves this lane", _due(status)) if part)
         yield Finding(name, Level.FAULT, text, "Run ./start_celery.sh")
     if closed:
-        text = f"kept back since {closed.since.isoformat()}: {closed.reason}"
-        yield Finding(name, Level.FAULT, text, "python test_smtp.py names the cause; the mail then goes by itself")
+        fix = "python test_smtp.py names the cause; the mail then goes by itself"
+        yield Finding(name, Level.FAULT, f"mail is kept back: {closed.reason}", fix, closed.since)
     if status.slowed:
-        text = f"slowed since {status.slowed.since.isoformat()}: {status.slowed.reason}"
-        yield Finding(name, Level.WARNING, text, "It goes faster again by itself; SMTP_MAX_PER_SECOND avoids it")
+        fix = "It goes faster again by itself; SMTP_MAX_PER_SECOND avoids it"
+        yield Finding(name, Level.WARNING, f"mail is slowed: {status.slowed.reason}", fix, status.slowed.since)
     if status.due and status.limits.get("day"):
         text = f"SMTP_MAX_PER_DAY is used up; {_due(status)}"
         yield Finding(name, Level.WARNING, text, "It goes on by itself; a higher limit of the SMTP account")

@@ -3,6 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import cast
 
@@ -11,7 +12,7 @@ from mail.batch_records import BatchRecords, Place
 from mail.errors import FieldError, InvalidEmail
 from mail.kinds import KINDS, AnyEmail, parse
 from mail.mailing import Recipient
-from mail.records import Record, State
+from mail.records import Record, State, milliseconds
 from mail.wire import Wire
 
 SCAN_LIMIT = 2_000
@@ -58,6 +59,8 @@ class Listing:
         kind: str | None,
         state: State | None,
         batch: str | None,
+        since: datetime | None,
+        until: datetime | None,
         cursor: str | None,
         limit: int,
     ) -> Page:
@@ -68,7 +71,7 @@ class Listing:
         elif state is not None and state != State.SENT:
             index = self._wire.key("state", state)
         found: list[Record] = []
-        newest = self._newest(index, _read_cursor(cursor))
+        newest = self._newest(index, _read_cursor(cursor), since, until)
         scanned = 0
         # Many at once: a round trip for each of two thousand would take half a second.
         while part := list(islice(newest, min(limit, SCAN_LIMIT - scanned))):
@@ -90,13 +93,18 @@ class Listing:
         for email_id, data in zip(ids, pipe.execute(), strict=True):
             yield self._parsed(email_id, data)
 
-    def _newest(self, index: str, after: tuple[int, str] | None) -> Iterator[tuple[str, int]]:
-        highest: int | str = after[0] if after else "+inf"
+    def _newest(
+        self, index: str, after: tuple[int, str] | None, since: datetime | None, until: datetime | None
+    ) -> Iterator[tuple[str, int]]:
+        highest: int | str = f"({milliseconds(until)}" if until else "+inf"
+        if after and (until is None or after[0] < milliseconds(until)):
+            highest = after[0]
+        lowest: int | str = milliseconds(since) if since else "-inf"
         offset, size = 0, 100
         while True:
             rows = cast(
                 "list[tuple[str, float]]",
-                self._wire.client.zrevrangebyscore(index, highest, "-inf", offset, size, withscores=True),
+                self._wire.client.zrevrangebyscore(index, highest, lowest, offset, size, withscores=True),
             )
             for email_id, score in rows:
                 if after is None or (int(score), email_id) < after:

@@ -45,7 +45,7 @@ from mail.kinds import AnyEmail, Email, Lane, parse
 from mail.listing import Listing
 from mail.mailing import Recipient
 from mail.measures import Measurement, Minute, last_hour, measure
-from mail.records import Record, State
+from mail.records import Record, State, milliseconds
 from mail.vault import Vault
 from mail.wire import Wire
 
@@ -266,6 +266,14 @@ class Outbox:
         """
         return self._by_hand(email_id, "cancel", reason, verb="cancelled")
 
+    def drop(self, email_id: str, reason: str) -> Record:
+        """Give a failed or held email up: it becomes cancelled, and is no dead letter any more.
+
+        Raises:
+            UnknownEmail, WrongState, OutboxUnavailable
+        """
+        return self._by_hand(email_id, "drop", reason, verb="dropped")
+
     def retry(self, email_id: str) -> Record:
         """Send a failed or held email again, with fresh attempts.
 
@@ -323,19 +331,23 @@ class Outbox:
         kind: str | None = None,
         state: State | None = None,
         batch: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """Emails newest first. Recipients of batches are among them when asked for by address, and with a record of
-        their own by state. One call reads at most 2,000 entries: a page may hold fewer than `limit` emails and still
-        have a next one.
+        """Emails newest first, accepted from `since` on and before `until`. Recipients of batches are among them when
+        asked for by address, and with a record of their own by state. One call reads at most 2,000 entries: a page
+        may hold fewer than `limit` emails and still have a next one.
 
         Raises:
             InvalidEmail: the cursor is not one of ours.
             OutboxUnavailable
         """
         with self._wire.answered():
-            return self._listing.page(to=to, kind=kind, state=state, batch=batch, cursor=cursor, limit=limit)
+            return self._listing.page(
+                to=to, kind=kind, state=state, batch=batch, since=since, until=until, cursor=cursor, limit=limit
+            )
 
     def info(self) -> Mapping[str, Any]:
         """Redis's own INFO; empty where its ACL forbids it.
@@ -416,7 +428,7 @@ def _ms(value: datetime | timedelta | None) -> int:
         case None:
             return 0
         case datetime():
-            return int(value.timestamp() * 1000)
+            return milliseconds(value)
         case timedelta():
             return int(value.total_seconds() * 1000)
 

@@ -127,6 +127,11 @@ def moment(milliseconds: str | float) -> datetime:
     return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
 
 
+def milliseconds(moment: datetime) -> int:
+    """An aware datetime as milliseconds of Redis time."""
+    return int(moment.timestamp() * 1000)
+
+
 def _own_fields(_: str, name: str | None = None, data: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The fields that belong to one recipient of a batch, from the form in which it is stored."""
     return {**({} if name is None else {"name": name}), **(data or {})}

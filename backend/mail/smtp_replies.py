@@ -77,9 +77,11 @@ def refusal(server: str, stage: Stage, reply: Reply) -> DeliveryError:
         error = {4: TransientError, 5: PermanentError}.get(code // 100, neither)
     else:
         error = ServerBusy if code // 100 == 4 else ServerRefuses
-    verb = "greeted" if stage is Stage.CONNECT else f"answered {stage.words}"
     said = str(reply) if code >= 0 else f"something that is not SMTP: {reply.text}"
-    return error(f"{server} {verb} with {said}", code=code if code >= 0 else None, reply=reply.text, stage=stage)
+    happened = f"greeted with {said}" if stage is Stage.CONNECT else f"answered {stage.words} with {said}"
+    if code == 535:  # RFC 4954 section 6
+        happened = f"refuses user or password: {said}"
+    return error(f"{server} {happened}", code=code if code >= 0 else None, reply=reply.text, stage=stage)
 
 
 def broken(server: str, stage: Stage, error: OSError, patience: float) -> DeliveryError:

@@ -9,6 +9,7 @@ import redis
 from mail.outbox import Outbox
 from settings import get_settings
 from support.api import ADMIN, TestClient
+from support.console import sign_in
 from support.smtp_server import SmtpServer
 
 
@@ -56,3 +57,22 @@ def untouched(store: "redis.Redis", smtp: SmtpServer) -> Callable[[], None]:
         assert smtp.connections == 0
 
     return check
+
+
+@pytest.fixture
+def browser(client: TestClient) -> TestClient:
+    """A browser that is not signed in: it has no API key, and a cookie jar of its own."""
+    return TestClient(
+        client.app,
+        base_url="http://127.0.0.1:8000",
+        client=("127.0.0.1", 50_000),
+        follow_redirects=False,
+        raise_server_exceptions=False,
+    )
+
+
+@pytest.fixture
+def admin(browser: TestClient) -> TestClient:
+    """One that is signed in to the console with a key for everything."""
+    sign_in(browser, "all-key")
+    return browser

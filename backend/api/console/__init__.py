@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from api.console import actions, batches, compose, dead_letters, emails, gallery, overview, sign_in
+from api.console import actions, batches, compose, dead_letters, emails, gallery, inbox, overview, sign_in
 
 FILES = Path(__file__).parent / "files"
 
@@ -13,5 +13,5 @@ FILES = Path(__file__).parent / "files"
 def install(app: FastAPI) -> None:
     """Serve the pages."""
     app.mount("/console/files", StaticFiles(directory=FILES))
-    for room in (sign_in, overview, emails, compose, batches, dead_letters, gallery, actions):
+    for room in (sign_in, overview, emails, compose, batches, dead_letters, gallery, inbox, actions):
         app.include_router(room.router)

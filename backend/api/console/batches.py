@@ -1,13 +1,12 @@
 """Batches: how far each is, what became of whom, and steering."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.console.page import Page, demand, done, follow, fragment, render
+from api.console.page import Page, demand, done, follow, fragment, moment_of, render
 from api.streams import Moment
 from mail.batches import Batch, Batches, BatchState
 from mail.records import State
@@ -95,12 +94,10 @@ def batch(
     missed = state == "missed"
     wanted = State(state) if state in set(State) else None
     page = get_batches().recipients(batch_id, state=wanted, missed=missed, cursor=cursor, limit=RECIPIENTS)
-    steers = {verb: steer for verb, steer in STEERS.items() if request.state.session.may(Scope.BULK)}
     return render(
         request,
         "batch.html",
-        **_shown(found),
-        steers=steers,
+        **_shown(request, found),
         recipients=page.items,
         more=page.next,
         first=cursor is None,
@@ -109,13 +106,12 @@ def batch(
 
 
 @router.get("/{batch_id}/events")
-async def events(batch_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+async def events(request: Request, batch_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """The live part of the page, whenever it changes."""
 
     def look() -> Moment:
         found = get_batches().batch(batch_id)
-        text = fragment("_batch.html", **_shown(found))
-        return Moment(hashlib.sha256(text.encode()).hexdigest()[:16], "page", text, found.ended)
+        return moment_of(fragment(request, "_batch.html", **_shown(request, found)))
 
     await run_in_threadpool(look)
     return follow(look, last_event_id)
@@ -131,6 +127,6 @@ def steer(request: Request, batch_id: str, verb: str) -> Response:
     return done(request, f"{STEERS[verb].label}: {batch_id}", f"/console/batches/{batch_id}")
 
 
-def _shown(found: Batch) -> dict[str, Any]:
-    phase = " ".join(verb for verb, steer in STEERS.items() if steer.fits(found))
-    return {"batch": found, "order": ORDER, "phase": phase}
+def _shown(request: Request, found: Batch) -> dict[str, Any]:
+    may_steer = request.state.session.may(Scope.BULK)
+    return {"batch": found, "order": ORDER, "steers": STEERS if may_steer else {}}

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
 from markdown_it import MarkdownIt
 
 from api.console.gallery import framed
-from api.console.page import Page, demand, done, form, fragment, render
+from api.console.moments import moment_of, zone_of
+from api.console.page import Page, demand, done, form, render
 from mail.check import Check
 from mail.errors import FieldError, InvalidEmail
+from mail.intake import read_terms
 from mail.kinds import parse
 from mail.mailing import Mailing, Recipient
 from mail.placeholders import PLACEHOLDER
@@ -26,7 +27,9 @@ router = APIRouter(prefix="/console/batches", include_in_schema=False, route_cla
 
 TRIED = 1_000  # recipients whose mails are tried out while somebody writes; when it is sent, all are
 FAULTS = 20
-FIELDS = ("subject", "body", "recipients", "course_id", "test_to", "key")
+FIELDS = (
+    "subject", "body", "recipients", "course_id", "send_at", "expires_at", "on_unknown", "zone", "test_to", "key",
+)  # fmt: skip
 STARTS: Mapping[str, str] = {
     "subject": "News of {{ course }}",
     "body": "Hello {{ name }},\n\nthe next lesson of **{{ course }}** begins on *Monday*.\n",
@@ -73,14 +76,6 @@ async def act(request: Request) -> Response:
     return await run_in_threadpool(_page, request, given, draft)
 
 
-@router.post("/check")
-async def check(request: Request) -> Response:
-    """The remarks beside the form, while it is written."""
-    demand(request, Scope.BULK)
-    draft = await run_in_threadpool(look_over, await form(request))
-    return HTMLResponse(await run_in_threadpool(fragment, "_draft.html", **_remarks(draft)))
-
-
 @router.post("/preview")
 async def preview(request: Request) -> Response:
     """The mail to the first recipient, as a document that can do nothing."""
@@ -99,7 +94,9 @@ def look_over(given: Mapping[str, str]) -> Draft:
     names = tuple(dict.fromkeys(PLACEHOLDER.findall(f"{given.get('subject', '')} {given.get('body', '')}")))
     mailing, checker = None, None
     try:
-        mailing = Mailing.parse(_content(given))
+        head = _head(given)
+        read_terms(head)
+        mailing = Mailing.parse(head)
         checker = Check(mailing, get_policy(), get_service().prepare(mailing))
         checker.mailing()
     except InvalidEmail as error:
@@ -131,8 +128,14 @@ def look_over(given: Mapping[str, str]) -> Draft:
     return Draft(mailing, faults, first, total, len(seen), columns, names)
 
 
-def _content(given: Mapping[str, str]) -> dict[str, str]:
-    return {"subject": given.get("subject", ""), "html": html_of(given.get("body", ""))}
+def _head(given: Mapping[str, str]) -> dict[str, Any]:
+    """What `open_batch` takes. Raises InvalidEmail for what is no time."""
+    head: dict[str, Any] = {"subject": given.get("subject", ""), "html": html_of(given.get("body", ""))}
+    head |= {name: value for name in ("course_id", "on_unknown") if (value := given.get(name, "").strip())}
+    zone = zone_of(given.get("zone", ""))
+    return head | {
+        name: moment_of(name, value, zone) for name in ("send_at", "expires_at") if (value := given.get(name, ""))
+    }
 
 
 def html_of(markdown: str) -> str:
@@ -166,13 +169,10 @@ def _send(request: Request, given: Mapping[str, str], draft: Draft, count: str, 
     if count.replace(",", "").strip() != str(draft.distinct):
         wrong = FieldError("count", f"type {draft.distinct} to send it: so many get the mail")
         return _page(request, given, draft._replace(faults=[wrong]), status=422)
-    head: dict[str, Any] = _content(given)
-    if given["course_id"].strip():
-        head["course_id"] = given["course_id"].strip()
     try:
         # The key is of this form: a second click, or a reload, sends nothing twice.
         limit = get_settings().batch_max_recipients
-        intake = open_batch(head, idempotency_key=given["key"] or None, scope=f"console:{name}", limit=limit)
+        intake = open_batch(_head(given), idempotency_key=given["key"] or None, scope=f"console:{name}", limit=limit)
         try:
             hand_over(CsvRecipients(io.BytesIO(given["recipients"].encode())), intake)
             batch_id = intake.finish().id

@@ -1,81 +1,131 @@
 """Emails: searching them, one page for each, and what can be done with one."""
 
+from contextlib import suppress
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from markupsafe import escape
+from pydantic import BaseModel, BeforeValidator, Field
 
+from api.console.dead_letters import dropped_for
 from api.console.gallery import framed
-from api.console.page import Page, demand, done, render
+from api.console.moments import day_of, zone_of
+from api.console.page import Page, demand, done, follow, form, fragment, moment_of, render
+from api.streams import Moment
+from mail.answers import Page as Found
 from mail.errors import UnknownEmail
 from mail.kinds import KINDS
-from mail.records import State
+from mail.records import Record, State
 from settings import Scope
 from utils.composition import get_batches, get_outbox, get_service
 from utils.email_async import enqueue
+from utils.sessions import Session
 
 router = APIRouter(prefix="/console/emails", include_in_schema=False, route_class=Page)
 
 SIZE = 50
+ENDS = {State.SENT, State.CANCELLED, State.EXPIRED, State.SUPPRESSED}  # what is failed or held may go on
+
+
+class Search(BaseModel):
+    """What is looked for. `q`: an address, or an id, which leads to the email's page; `day` in `zone`."""
+
+    q: Annotated[str, Field(max_length=254), BeforeValidator(str.strip)] = ""
+    kind: Annotated[str, Field(max_length=50)] = ""
+    state: Annotated[str, Field(max_length=20)] = ""
+    batch: Annotated[str, Field(max_length=100), BeforeValidator(str.strip)] = ""
+    day: Annotated[str, Field(max_length=10)] = ""
+    zone: Annotated[str, Field(max_length=64)] = ""
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+
+    @property
+    def live(self) -> bool:
+        """Whether it is cheap to look again and again: the newest ones, by what has an index."""
+        return self.cursor is None and not self.kind and not self.batch and self.state != State.SENT
+
+    def address(self, *, cursor: str | None = None) -> str:
+        """As the query of an address."""
+        return urlencode(self.model_copy(update={"cursor": cursor}).model_dump(exclude_defaults=True))
+
+    def page(self) -> Found:
+        """Raises InvalidEmail, UnknownBatch, OutboxUnavailable."""
+        state = State(self.state) if self.state in set(State) else None
+        since, until = day_of(self.day, zone_of(self.zone)) if self.day else (None, None)
+        if self.batch and not self.q:
+            accepted = get_batches().batch(self.batch).created_at
+            if since and until and not since <= accepted < until:
+                return Found([], None)
+            return get_batches().records(self.batch, state=state, cursor=self.cursor, limit=SIZE)
+        return get_outbox().list(
+            to=self.q or None,
+            kind=self.kind or None,
+            state=state,
+            batch=self.batch or None,
+            since=since,
+            until=until,
+            cursor=self.cursor,
+            limit=SIZE,
+        )
 
 
 @router.get("")
-def search(
-    request: Request,
-    *,
-    q: Annotated[str, Query(max_length=254)] = "",
-    kind: Annotated[str, Query(max_length=50)] = "",
-    state: Annotated[str, Query(max_length=20)] = "",
-    batch: Annotated[str, Query(max_length=100)] = "",
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
-) -> Response:
-    """`q`: an address, or an id, which leads to the email's page."""
-    words = q.strip()
-    if words and "@" not in words:
-        return _by_id(request, words)
-    asked: dict[str, Any] = {"q": words, "kind": kind, "state": state, "batch": batch}
-    wanted = State(state) if state in set(State) else None
-    if batch and not words:
-        page = get_batches().records(batch, state=wanted, cursor=cursor, limit=SIZE)
+def search(request: Request, asked: Annotated[Search, Query()]) -> Response:
+    if asked.q and "@" not in asked.q:
+        with suppress(UnknownEmail):
+            return RedirectResponse(f"/console/emails/{get_outbox().record(asked.q).id}", 303)
+        page = Found([], None)
     else:
-        page = get_outbox().list(
-            to=words or None, kind=kind or None, state=wanted, batch=batch or None, cursor=cursor, limit=SIZE
-        )
-    more = urlencode({name: value for name, value in asked.items() if value} | {"cursor": page.next or ""})
+        page = asked.page()
     return render(
         request,
         "emails.html",
         records=page.items,
-        more=f"/console/emails?{more}" if page.next else "",
-        first=cursor is None,
+        more=f"/console/emails?{asked.address(cursor=page.next)}" if page.next else "",
+        events=f"/console/emails/events?{asked.address()}" if asked.live else "",
         asked=asked,
         kinds=list(KINDS),
         states=list(State),
     )
 
 
-def _by_id(request: Request, words: str) -> Response:
-    try:
-        return RedirectResponse(f"/console/emails/{get_outbox().record(words).id}", 303)
-    except UnknownEmail:
-        asked = {"q": words, "kind": "", "state": "", "batch": ""}
-        return render(
-            request, "emails.html", records=[], more="", first=True, asked=asked, kinds=list(KINDS),
-            states=list(State),
-        )  # fmt: skip
+@router.get("/events")
+async def newest(
+    request: Request, asked: Annotated[Search, Query()], last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """The first page of a search, whenever it changes."""
+    if not asked.live:
+        raise HTTPException(404, "This search is not live.")
+    await run_in_threadpool(asked.page)  # what is wrong with it is said now
+    return follow(lambda: moment_of(fragment(request, "_emails.html", records=asked.page().items)), last_event_id)
 
 
 @router.get("/{email_id}")
 def email(request: Request, email_id: str) -> Response:
-    """One email with its timeline."""
-    record = get_outbox().record(email_id)
+    """One email with its timeline, live."""
+    return render(request, "email.html", **_shown(request, get_outbox().record(email_id)))
+
+
+@router.get("/{email_id}/events")
+async def events(request: Request, email_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+    """The live part of the page, whenever it changes."""
+
+    def look() -> Moment:
+        record = get_outbox().record(email_id)
+        return moment_of(fragment(request, "_email.html", **_shown(request, record)), ended=record.state in ENDS)
+
+    await run_in_threadpool(look)
+    return follow(look, last_event_id)
+
+
+def _shown(request: Request, record: Record) -> dict[str, Any]:
+    session: Session = request.state.session
     kind = KINDS.get(record.kind)
     # A link that was secret is not kept, so a mail that had one cannot be made again.
-    repeatable = kind is not None and not kind.secret_fields() and request.state.session.may(Scope(kind.scope))
-    may_act = request.state.session.may(Scope.ADMIN)
-    return render(request, "email.html", record=record, may_act=may_act, repeatable=repeatable)
+    repeatable = kind is not None and not kind.secret_fields() and session.may(Scope(kind.scope))
+    return {"record": record, "may_act": session.may(Scope.ADMIN), "repeatable": repeatable}
 
 
 @router.get("/{email_id}/html")
@@ -104,6 +154,15 @@ def retry(request: Request, email_id: str) -> Response:
     demand(request, Scope.ADMIN)
     get_outbox().retry(email_id)
     return done(request, f"sent again: email {email_id}", f"/console/emails/{email_id}")
+
+
+@router.post("/{email_id}/drop")
+async def drop(request: Request, email_id: str) -> Response:
+    """Give a failed or held email up, for a reason."""
+    session = demand(request, Scope.ADMIN)
+    reason = dropped_for(await form(request), session)
+    await run_in_threadpool(get_outbox().drop, email_id, reason)
+    return await run_in_threadpool(done, request, f"dropped: email {email_id}", f"/console/emails/{email_id}")
 
 
 @router.post("/{email_id}/cancel")

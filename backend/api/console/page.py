@@ -1,7 +1,8 @@
 """What every page has: who is signed in, the frame, the headers, and words for what goes wrong."""
 
+import hashlib
 import hmac
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -23,7 +24,7 @@ from settings import BACKEND, Scope, get_settings
 from utils.composition import get_actions, get_sessions
 from utils.sessions import IDLE, Session
 
-MOST_FIELDS = 100
+MOST_FIELDS = 500
 LIVE_FOR = 300.0  # seconds; then the browser comes back, if it is still signed in
 COOKIE = "lms_mail_console"
 POLICY = (
@@ -60,12 +61,12 @@ _environment.filters |= FILTERS
 
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """One page in the frame of all."""
-    session: Session | None = getattr(request.state, "session", None)
-    text = _environment.get_template(template).render(
+    session = _session(request)
+    text = fragment(
+        request,
+        template,
         session=session,
-        form_token=get_sessions().form_token(session) if session else "",
-        places=PLACES if session else {},
-        inbox=_inbox(),
+        places=_places() if session else {},
         path=request.url.path,
         brand=get_settings().brand_name,
         environment=get_settings().environment,
@@ -74,16 +75,31 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     return HTMLResponse(text, status)
 
 
-def _inbox() -> str:
-    """The page of the development inbox, where mail goes there."""
+def has_inbox() -> bool:
+    """Whether mail goes to the development inbox, as far as the settings tell."""
     settings = get_settings()
-    here = settings.development and settings.smtp_host in {"127.0.0.1", "localhost"}
-    return f"http://127.0.0.1:{settings.inbox_port}" if here else ""
+    return settings.development and settings.smtp_host in {"127.0.0.1", "localhost"}
 
 
-def fragment(template: str, **values: Any) -> str:
-    """A part of a page."""
-    return _environment.get_template(template).render(**values)
+def _places() -> Mapping[str, str]:
+    return {**PLACES, "Inbox": "/console/inbox"} if has_inbox() else PLACES
+
+
+def _session(request: Request) -> Session | None:
+    session: Session | None = getattr(request.state, "session", None)
+    return session
+
+
+def fragment(request: Request, template: str, **values: Any) -> str:
+    """A part of a page, with the token for its forms."""
+    session = _session(request)
+    form_token = get_sessions().form_token(session) if session else ""
+    return _environment.get_template(template).render(form_token=form_token, **values)
+
+
+def moment_of(text: str, *, ended: bool = False) -> Moment:
+    """A live part of a page as it stands."""
+    return Moment(hashlib.sha256(text.encode()).hexdigest()[:16], "page", text, ended)
 
 
 def follow(look: Callable[[], Moment], last_id: str | None) -> Response:
@@ -174,13 +190,18 @@ def _to_sign_in(request: Request) -> Response:
     return response
 
 
-async def form(request: Request) -> Mapping[str, str]:
-    """The fields of a form; of several with one name the last. Raises HTTPException for one without end."""
+async def fields(request: Request) -> Sequence[tuple[str, str]]:
+    """The names and values of a form. Raises HTTPException for one without end."""
     try:
         text = (await request.body()).decode(errors="replace")
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
-        raise HTTPException(422, "This form has too many fields.") from None
+        raise HTTPException(422, f"This form has more than {MOST_FIELDS} fields.") from None
+
+
+async def form(request: Request) -> Mapping[str, str]:
+    """The fields of a form; of several with one name the last. Raises HTTPException for one without end."""
+    return dict(await fields(request))
 
 
 async def _check_form(request: Request, session: Session) -> None:

@@ -55,6 +55,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-message-bytes", type=_positive, default=25 * MEGABYTE, help="bytes of one mail (%(default)s)"
     )
+    parser.add_argument(
+        "--framed-by", action="append", default=[], metavar="ORIGIN", help="whose pages may show it in a frame"
+    )
     options = parser.parse_args(arguments)
     if options.max_message_bytes > options.max_bytes:
         parser.error("--max-message-bytes must not be larger than --max-bytes")
@@ -90,7 +93,7 @@ async def _serve(options: argparse.Namespace, smtp_listener: socket.socket, http
     store, chaos = Store(options.max_messages, options.max_bytes), Chaos()
     web_server = WebServer(
         uvicorn.Config(
-            web.create_app(store, chaos, options.http_host, smtp_listener.getsockname()[1]),
+            web.create_app(store, chaos, options.http_host, smtp_listener.getsockname()[1], options.framed_by),
             lifespan="off",
             log_level="error",
             access_log=False,

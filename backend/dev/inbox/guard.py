@@ -5,6 +5,7 @@ the answers from it; what remains is DNS rebinding (its own name pointed at loop
 is the harm.
 """
 
+from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -22,7 +23,6 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "frame-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
-        "frame-ancestors 'none'",
         # No string ever becomes markup or code on the page.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
@@ -46,11 +46,13 @@ class Guard:
     changes, foreign Origin headers (403). A link on another page may lead here.
 
     `host` is the configured listen address. Beside it, `localhost` and loopback addresses are always right;
-    listening on all addresses makes every literal address right, since rebinding needs a name.
+    listening on all addresses makes every literal address right, since rebinding needs a name. `framed_by` are the
+    origins whose pages may show the inbox in a frame.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, framed_by: Sequence[str] = ()) -> None:
         self._app = app
+        self._framed_by = framed_by
         self._host = host.lower()
         self._any_address = _is_address(host) and ip_address(host).is_unspecified
 
@@ -60,22 +62,27 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                # Of a mail in a frame of the page, too: every page around it must be allowed.
+                around = " ".join(["'self'", *self._framed_by]) if self._framed_by or framed else "'none'"
+                headers["Content-Security-Policy"] += f"; frame-ancestors {around}"
             await send(message)
 
-        if scope["type"] == "http" and (refusal := self._refusal(scope["method"], Headers(scope=scope))):
+        framed = scope["type"] == "http" and scope["path"].startswith("/view/")
+        if scope["type"] == "http" and (refusal := self._refusal(scope, Headers(scope=scope))):
             await refusal(scope, receive, send_guarded)
         else:
             await self._app(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        method, host, origin = scope["method"], headers.get("host", ""), headers.get("origin")
         if not self._allows(_hostname(host)):
             return JSONResponse({"Error": "this Host is not the inbox's own"}, 400)
         if method not in SAFE_METHODS and origin is not None and _netloc(origin) != host.lower():
             return JSONResponse({"Error": "requests from other web sites may not change anything here"}, 403)
         # Such as the images of a mail: asking for another mail would mark it as read.
         foreign = headers.get("sec-fetch-site") in {"cross-site", "same-site"}
-        if foreign and headers.get("sec-fetch-dest") != "document":
+        shown = {"document", "iframe"} if self._framed_by and scope["path"] == "/" else {"document"}
+        if foreign and headers.get("sec-fetch-dest") not in shown:
             return JSONResponse({"Error": "pages of other web sites may only link here"}, 403)
         return None
 

@@ -41,7 +41,6 @@ def security_headers(*, remote_images: bool) -> dict[str, str]:
         "style-src 'unsafe-inline'",  # mail has no other styles
         "base-uri 'none'",
         "form-action 'none'",
-        "frame-ancestors 'self'",
         f"sandbox {SANDBOX}",
     ]
     return {

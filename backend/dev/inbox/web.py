@@ -35,14 +35,14 @@ class Selection(BaseModel):
     IDs: list[str] = []
 
 
-def create_app(store: Store, chaos: Chaos, host: str, smtp_port: int) -> FastAPI:
+def create_app(store: Store, chaos: Chaos, host: str, smtp_port: int, framed_by: Sequence[str] = ()) -> FastAPI:
     """`host` is the configured listen address: a Host header that names it is accepted beside loopback ones.
-    An empty inbox shows how to send a first mail to `smtp_port`.
+    An empty inbox shows how to send a first mail to `smtp_port`. `framed_by`: see Guard.
 
     Only the event loop touches the store; reading mails, which may take long, is done in threads.
     """
     app = FastAPI(title="Development inbox", openapi_url=None)
-    app.add_middleware(Guard, host=host)
+    app.add_middleware(Guard, host=host, framed_by=framed_by)
 
     @app.exception_handler(StarletteHTTPException)
     async def error(_request: Request, fault: StarletteHTTPException) -> JSONResponse:

@@ -122,5 +122,6 @@ $("show-keys").addEventListener("click", () => $("keys").showModal());
 
 for (const host of document.querySelectorAll(".host")) host.textContent = location.hostname.replace(/[[\]]/g, "");
 
+$("query").value = new URLSearchParams(location.search).get("query") ?? "";
 listen();
 showMail();
