@@ -70,6 +70,8 @@ def fill(service: Service) -> dict[str, str]:
         "dead-letters": "/console/dead-letters",
         "gallery": "/console/gallery",
         "kind": "/console/gallery/password_reset",
+        "batches": "/console/batches",
+        "actions": "/console/actions",
     }
 
 
@@ -82,6 +84,10 @@ def take(browser: Browser, api: Api, pages: dict[str, str]) -> None:
     for name, path in pages.items():
         with _signed_in(browser, f"{api.url}{path}", "light", WIDE) as page:
             page.screenshot(path=IMAGES / f"console-{name}.png")
+    with browser.new_context(viewport=WIDE) as context:
+        page = context.new_page()
+        page.goto(f"{api.url}/console/sign-in")
+        page.screenshot(path=IMAGES / "console-sign-in.png")
     with _signed_in(browser, f"{api.url}{pages['overview']}", "dark", WIDE) as page:
         page.screenshot(path=IMAGES / "console-overview-dark.png")
     with _signed_in(browser, f"{api.url}{pages['email']}", "dark", NARROW) as page:
