@@ -24,7 +24,7 @@ from mail.answers import Numbers
 from mail.kinds import WelcomeEmail
 from mail.outbox import Outbox
 from mail.vault import Vault
-from support.processes import Valkey
+from support.processes import Valkey, wait_until
 from support.service import Service, service_env
 from support.smtp_server import SmtpServer
 
@@ -55,6 +55,8 @@ def main() -> None:
             for count in counts:
                 _fill(service, range(kept, count))
                 kept = count
+                with service.valkey.client() as client:  # Redis copies all it has while it rewrites its file
+                    wait_until(lambda: not client.info()["aof_rewrite_in_progress"], timeout=300, what="the rewrite")
                 with httpx.Client(base_url=api.url, timeout=60) as browser:
                     browser.post("/console/sign-in", data={"key": "all-key"})
                     print(f"| page, with {count:,} emails | median | slowest | ratio |\n| --- | --- | --- | --- |")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -53,6 +54,57 @@ class TestPages:
         assert second.count("<tr") == 4
         assert "Newest" in second
         assert "selected>welcome" in second
+
+    def test_a_day_is_the_readers(self, admin: TestClient, outbox: Outbox) -> None:
+        """At 23:30 UTC it is the next day in Berlin."""
+        midnight = datetime(2026, 1, 31, tzinfo=UTC)
+        for name, at in (("late", midnight + timedelta(hours=23, minutes=30)), ("early", midnight)):
+            email_id = outbox.accept(WelcomeEmail(to=f"{name}@example.com", name="P")).id
+            outbox.wire.client.zadd(outbox.wire.key("all"), {email_id: at.timestamp() * 1000})
+
+        def found(**asked: str) -> set[str]:
+            page = admin.get("/console/emails", params=asked).text
+            return set(re.findall(r">(late|early)@example.com</a>", page))
+
+        assert found(day="2026-01-31") == {"late", "early"}
+        assert found(day="2026-01-31", zone="Europe/Berlin") == {"early"}
+        assert found(day="2026-02-01", zone="Europe/Berlin") == {"late"}
+        assert found(day="2026-02-01", zone="../../etc/passwd") == set()
+        assert found(day="2026-02-01", zone="Europe/Berlin", state="sent") == set()
+        for wrong in ("tomorrow", "2026-02-30", "0001-01-01"):
+            answer = admin.get("/console/emails", params={"day": wrong, "zone": "Asia/Tokyo"})
+            assert (answer.status_code, "day: must be" in answer.text) in {(422, True), (200, False)}
+
+    def test_pages_of_a_day(self, admin: TestClient, outbox: Outbox) -> None:
+        for number in range(52):
+            outbox.accept(WelcomeEmail(to=f"p{number}@example.com", name="P"))
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        first = admin.get("/console/emails", params={"day": today}).text
+        older = re.search(r'href="([^"]+)" rel="next"', first)
+        assert older
+        second = admin.get(older[1].replace("&amp;", "&")).text
+        assert (first.count("<tr id"), second.count("<tr id")) == (50, 2)
+
+    def test_a_batch_and_its_day(self, admin: TestClient, client: TestClient) -> None:
+        batch = client.post("/api/batches", json={**MAIL, "recipients": people(2)}).json()["id"]
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        assert admin.get("/console/emails", params={"batch": batch, "day": today}).text.count("<tr id") == 2
+        assert "<tr id" not in admin.get("/console/emails", params={"batch": batch, "day": "2020-01-01"}).text
+
+    @pytest.mark.parametrize("asked", [{"kind": "welcome"}, {"state": "sent"}, {"batch": "batch-0"}, {"cursor": "x"}])
+    def test_what_costs_much_is_not_looked_at_again_and_again(self, admin: TestClient, asked: dict[str, str]) -> None:
+        assert admin.get("/console/emails/events", params=asked).status_code == 404
+
+    def test_a_fault_that_all_lanes_share_is_told_once(self, admin: TestClient, outbox: Outbox) -> None:
+        email_id = outbox.accept(WelcomeEmail.sample()).id
+        outbox.claim(email_id, "t", "node")
+        outbox.settle(
+            email_id, "t", "release", gate="smtp", error="SMTP server x refuses user or password", cap=60_000
+        )
+        page = admin.get("/console").text
+        assert page.count("Mail is kept back: SMTP server x refuses user or password") == 1
+        assert re.search(r"critical, standard, bulk,\s*since <time", page)
+        assert "python test_smtp.py" in page
 
     def test_a_secret_is_not_shown_and_markup_is_text(self, admin: TestClient, outbox: Outbox) -> None:
         link = "https://lms.example.com/reset?token=s3cr3t-w0rd"
@@ -228,6 +280,8 @@ class TestComposing:
             ({"subject": ""}, "subject"),
             ({"recipients": "name\nAda\n"}, "must name a column to"),
             ({"recipients": ""}, "line 1"),
+            ({"send_at": "soon"}, "send_at"),
+            ({"on_unknown": "whatever"}, "on_unknown"),
             ({"recipients": "to,name,course,url\nada@,A,B,https://lms.example.com\n"}, "line 2, to"),
             ({"recipients": 'to,name,course,url\na@example.com,"A,B,C\n'}, "quote"),
             ({"recipients": "to,name,course,url\nada@example.com,A,B,javascript:x()\n"}, "line 2"),
@@ -245,11 +299,14 @@ class TestComposing:
         for count in ("", "1", "3", "two"):
             assert "type 2 to send it" in post("send", count=count).text
         assert client.get("/api/batches").json()["items"] == []
-        sent = post("send", count=" 2 ", course_id="bio-1")
+        later = {"send_at": "2036-01-31T09:30", "zone": "Europe/Berlin", "on_unknown": "resend"}
+        sent = post("send", count=" 2 ", course_id="bio-1", **later)
         assert sent.status_code == 303
         batch = client.get(f"/api{sent.headers['location'].removeprefix('/console')}").json()
         assert (batch["total"], batch["course_id"], batch["subject"]) == (2, "bio-1", "News of {{ course }}")
-        assert post("send", count="2", course_id="bio-1").headers["location"] == sent.headers["location"]
+        assert (batch["send_at"], batch["on_unknown"]) == ("2036-01-31T08:30:00Z", "resend")
+        again = post("send", count="2", course_id="bio-1", **later)
+        assert again.headers["location"] == sent.headers["location"]
         assert len(client.get("/api/batches").json()["items"]) == 1
 
     def test_a_test_mail_to_oneself(self, post: Callable[..., Any], outbox: Outbox) -> None:
@@ -266,3 +323,22 @@ class TestComposing:
         for place in ("new", "preview"):
             data = {**self.WRITTEN, "token": token_of(browser), "do": "send", "count": "2"}
             assert browser.post(f"/console/batches/{place}", data=data).status_code == 403
+
+
+class TestInbox:
+    def test_in_its_frame_under_the_same_name(self, admin: TestClient) -> None:
+        answer = admin.get("/console/inbox", params={"query": "to:ada@example.com"})
+        assert 'src="http://127.0.0.1:8025/?query=to%3Aada%40example.com"' in answer.text
+        assert "frame-src http://127.0.0.1:8025;" in answer.headers["content-security-policy"]
+        assert 'href="/console/inbox"' in admin.get("/console").text
+
+    def test_not_from_elsewhere(self, admin: TestClient) -> None:
+        answer = admin.get("/console/inbox", headers={"Host": "lms.example.com"})
+        assert "<iframe" not in answer.text
+        assert "http://127.0.0.1:8025/" in answer.text
+
+    def test_only_where_mail_goes_there(self, open_api: Callable[..., TestClient], admin: TestClient) -> None:
+        cookie = {"Cookie": f"{COOKIE}={admin.cookies[COOKIE]}"}
+        real = open_api(SMTP_HOST="smtp.example.com")
+        assert real.get("/console/inbox", headers=cookie).status_code == 404
+        assert "/console/inbox" not in real.get("/console", headers=cookie).text

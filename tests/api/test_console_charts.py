@@ -14,7 +14,8 @@ def minute(ago: int, **reached: int) -> Minute:
 
 
 def test_nothing() -> None:
-    assert chart_of([]) == ([], {}, 0)
+    chart = chart_of([])
+    assert (chart.bars, chart.most, set(chart.totals.values())) == ([], 0, {0})
 
 
 def test_bars_stand_on_the_ground_and_in_their_minute() -> None:
@@ -22,7 +23,7 @@ def test_bars_stand_on_the_ground_and_in_their_minute() -> None:
         [minute(90, sent=500), minute(59, sent=1), minute(5), minute(1, sent=6, failed=2), minute(0, sent=4)]
     )
     assert [bar.x for bar in chart.bars] == [0, MINUTES - 6, MINUTES - 2, MINUTES - 1]
-    assert chart.totals == {State.SENT: 11, State.FAILED: 2}
+    assert chart.totals == {State.SENT: 11, State.RETRYING: 0, State.FAILED: 2, State.HELD: 0}
     assert chart.most == 8
     sent, failed = chart.bars[2].pieces
     assert (sent.y, sent.height, failed.y, failed.height) == (25, 75, 0, 25)

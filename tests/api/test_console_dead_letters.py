@@ -4,10 +4,12 @@ import re
 
 import pytest
 
+from mail.chunks import ChunkClaim, ChunkId, Chunks, Result
 from mail.kinds import PasswordResetEmail, WelcomeEmail
 from mail.outbox import Outbox
 from mail.records import State
 from support.api import TestClient
+from support.batches import MAIL, people
 from support.console import sign_in, token_of
 
 PLACE = "/console/dead-letters"
@@ -111,6 +113,28 @@ def test_what_cannot_be_sent_any_more_stays(admin: TestClient, outbox: Outbox, f
     assert answer.headers["location"] == f"{PLACE}?done=6&left=1"
     assert "1 stayed as it was" in admin.get(answer.headers["location"]).text
     assert outbox.record(full[2]).state == State.FAILED
+
+
+def test_what_is_held_is_released_or_dropped(admin: TestClient, client: TestClient, outbox: Outbox) -> None:
+    batch = client.post("/api/batches", json={**MAIL, "recipients": people(3)}).json()["id"]
+    chunk = Chunks(outbox).claim(ChunkId(batch, 0), "t", "node", size=10)
+    assert isinstance(chunk, ChunkClaim)
+    lost = {"error": "cut after the dot", "delay": 1, "attempts": 5, "unknown": True}
+    Chunks(outbox).settle(chunk, "node", [Result(at, "retry", lost) for at in chunk.positions], leave=False)
+    page = admin.get(PLACE).text
+    assert "Release …" in page
+    assert "it may come twice" in page
+    (cause,) = causes_of(admin)
+    data = {"token": token_of(admin), "cause": cause}
+    admin.post(f"{PLACE}/retry", data={**data, "id": f"{batch}-0"})
+    admin.post(f"{PLACE}/drop", data={**data, "id": f"{batch}-2", "reason": "has it: I asked"})
+    found = client.get(f"/api/batches/{batch}").json()
+    assert found["counts"] == {"queued": 1, "held": 1, "cancelled": 1}
+    assert outbox.record(f"{batch}-0").possible_duplicate
+    # Who was dropped gets nothing, whatever is done with the batch afterwards.
+    client.post(f"/api/batches/{batch}/release-held")
+    client.post(f"/api/batches/{batch}/retry-failed")
+    assert client.get(f"/api/batches/{batch}").json()["counts"] == {"queued": 2, "cancelled": 1}
 
 
 def test_reading_is_not_acting(browser: TestClient, outbox: Outbox) -> None:

@@ -653,6 +653,21 @@ class TestByHand:
         with pytest.raises(WrongState, match="sent"):
             outbox.cancel(email_id)
 
+    def test_drop_a_dead_letter(self, outbox: Outbox) -> None:
+        email_id = outbox.accept(reset()).id
+        claimed(outbox, email_id)
+        with pytest.raises(WrongState, match="sending cannot be dropped"):
+            outbox.drop(email_id, "why")
+        outbox.settle(email_id, "t1", "failed", code=550, error="no", cap=1000)
+        for _ in range(2):
+            record = outbox.drop(email_id, "has left the school")
+            assert (record.state, record.error) == (State.CANCELLED, "has left the school")
+        assert outbox.list(state=State.FAILED).items == []
+        with pytest.raises(WrongState):
+            outbox.retry(email_id)
+        with pytest.raises(UnknownEmail):
+            outbox.drop("nobody", "why")
+
     def test_retry_a_dead_letter(self, outbox: Outbox) -> None:
         email_id = outbox.accept(reset()).id
         claimed(outbox, email_id)

@@ -62,7 +62,10 @@ def wait_until(condition: Callable[[], T], *, timeout: float = 20, what: str = "
 class Process:
     """A child process with its log. Signals go to its pid only."""
 
-    def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], log: Path, env: Mapping[str, str] | None = None, *, cwd: Path = BACKEND
+    ) -> None:
+        self.cwd = cwd
         self.command = command
         self.log = log
         self.env = {**_plain_environment(), **(env or {})}
@@ -70,7 +73,7 @@ class Process:
 
     def start(self) -> Self:
         with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(self.command, cwd=BACKEND, env=self.env, stdout=log, stderr=log)
+            self._popen = subprocess.Popen(self.command, cwd=self.cwd, env=self.env, stdout=log, stderr=log)
         return self
 
     @property
@@ -227,11 +230,11 @@ class Worker(Process):
 class Api(Process):
     """The web application under uvicorn."""
 
-    def __init__(self, env: Mapping[str, str], directory: Path) -> None:
+    def __init__(self, env: Mapping[str, str], directory: Path, *, cwd: Path = BACKEND) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [str(BIN / "uvicorn"), "main:app", "--port", str(self.port)]
-        super().__init__(command, directory / f"api-{self.port}.log", env)
+        super().__init__(command, directory / f"api-{self.port}.log", env, cwd=cwd)
 
     def start(self) -> Self:
         super().start()

@@ -19,7 +19,8 @@ from playwright.sync_api import Browser, Page, ViewportSize
 
 from support.batches import start_batch
 from support.browser import chromium
-from support.processes import Api, Valkey
+from support.inbox import Inbox, running
+from support.processes import Api, Valkey, free_port
 from support.service import Service, service_env
 from support.smtp_server import SmtpServer
 
@@ -30,14 +31,17 @@ NAMES = ("Ada", "Bob", "Maria", "Chidi", "Eve", "Lars", "Noor", "Wei", "Zoë", "
 
 
 @contextmanager
-def school() -> Iterator[tuple[Service, Api]]:
-    """A service with both nodes."""
+def school() -> Iterator[tuple[Service, Api, Inbox]]:
+    """A service with both nodes, and an inbox that shows some of what its SMTP server took."""
     directory = Path(tempfile.mkdtemp(prefix="console-"))
+    port = free_port()
     with SmtpServer() as smtp, Valkey(directory) as valkey:
-        service = Service(valkey, smtp, service_env(valkey.url, smtp), directory)
+        service = Service(valkey, smtp, service_env(valkey.url, smtp, INBOX_PORT=str(port)), directory)
         try:
             service.worker(lanes="critical,standard,bulk")
-            yield service, service.api()
+            api = service.api()
+            with running("--http-port", str(port), "--framed-by", api.url) as inbox:
+                yield service, api, inbox
         finally:
             service.close()
 
@@ -72,6 +76,7 @@ def fill(service: Service) -> dict[str, str]:
         "kind": "/console/gallery/password_reset",
         "batches": "/console/batches",
         "actions": "/console/actions",
+        "inbox": "/console/inbox",
     }
 
 
@@ -107,8 +112,11 @@ def _signed_in(browser: Browser, url: str, scheme: Literal["light", "dark"], siz
 
 
 def main() -> None:
-    with school() as (service, api), chromium() as browser:
-        take(browser, api, fill(service))
+    with school() as (service, api, inbox), chromium() as browser:
+        pages = fill(service)
+        for one in service.smtp.messages[:12]:
+            inbox.send(one.message.as_bytes(), to=one.recipients)
+        take(browser, api, pages)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ ORDER = (
     State.EXPIRED,
     State.SUPPRESSED,
 )
+USUAL = {State.SENT, State.SENDING, State.RETRYING, State.QUEUED, State.FAILED, State.HELD}
+"""Shown at 0 too, so that nothing moves when there is a first one."""
 
 
 class Steer(NamedTuple):
@@ -129,4 +131,4 @@ def steer(request: Request, batch_id: str, verb: str) -> Response:
 
 def _shown(request: Request, found: Batch) -> dict[str, Any]:
     may_steer = request.state.session.may(Scope.BULK)
-    return {"batch": found, "order": ORDER, "steers": STEERS if may_steer else {}}
+    return {"batch": found, "order": ORDER, "usual": USUAL, "steers": STEERS if may_steer else {}}

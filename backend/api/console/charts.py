@@ -39,7 +39,7 @@ class Chart(NamedTuple):
 
 def chart_of(hour: Sequence[Minute]) -> Chart:
     """Draw the last MINUTES before the newest one."""
-    totals: Counter[State] = Counter()
+    totals = Counter(dict.fromkeys(STATES, 0))
     newest = hour[-1].ends if hour else None
     recent = [one for one in hour if newest and (newest - one.ends).total_seconds() < MINUTES * 60]
     most = max((sum(one.reached.get(state, 0) for state in STATES) for one in recent), default=0)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from api.console.dead_letters import dropped_for
 from api.console.gallery import framed
 from api.console.moments import day_of, zone_of
-from api.console.page import Page, demand, done, follow, form, fragment, moment_of, render
+from api.console.page import Page, demand, done, follow, form, fragment, has_inbox, moment_of, render
 from api.streams import Moment
 from mail.answers import Page as Found
 from mail.errors import UnknownEmail
@@ -99,7 +99,12 @@ async def newest(
     if not asked.live:
         raise HTTPException(404, "This search is not live.")
     await run_in_threadpool(asked.page)  # what is wrong with it is said now
-    return follow(lambda: moment_of(fragment(request, "_emails.html", records=asked.page().items)), last_event_id)
+
+    def look() -> Moment:
+        page = asked.page()
+        return moment_of(fragment(request, "_emails.html", records=page.items, asked=asked, more=page.next))
+
+    return follow(look, last_event_id)
 
 
 @router.get("/{email_id}")
@@ -125,7 +130,12 @@ def _shown(request: Request, record: Record) -> dict[str, Any]:
     kind = KINDS.get(record.kind)
     # A link that was secret is not kept, so a mail that had one cannot be made again.
     repeatable = kind is not None and not kind.secret_fields() and session.may(Scope(kind.scope))
-    return {"record": record, "may_act": session.may(Scope.ADMIN), "repeatable": repeatable}
+    return {
+        "record": record,
+        "may_act": session.may(Scope.ADMIN),
+        "repeatable": repeatable,
+        "has_inbox": has_inbox(),
+    }
 
 
 @router.get("/{email_id}/html")

@@ -7,12 +7,15 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from jinja2 import TemplateError, TemplateSyntaxError
 from markupsafe import escape
 
 from api.console.looks import look_over
 from api.console.page import Page, demand, done, follow, form, moment_of, render
 from mail.errors import FieldError, InvalidEmail
 from mail.kinds import KINDS, AnyEmail, Email, parse
+from mail.message import Message
+from mail.rendering import Rendered
 from settings import BACKEND, Scope, get_settings
 from utils.composition import get_service
 from utils.email_async import enqueue
@@ -32,9 +35,14 @@ POLICY = (
 @router.get("")
 def gallery(request: Request) -> Response:
     """All kinds, small."""
-    samples = {word: parse(kind.sample().model_dump()) for word, kind in KINDS.items()}
-    subjects = {word: get_service().preview(email)[0].subject for word, email in samples.items()}
-    return render(request, "gallery.html", kinds=subjects)
+    return render(request, "gallery.html", kinds={kind: _subject(kind) for kind in KINDS})
+
+
+def _subject(kind: str) -> str:
+    try:
+        return _preview(kind, _fields(kind, {}))[0].subject
+    except InvalidEmail as error:
+        return "; ".join(fault.message for fault in error.errors)
 
 
 @router.get("/changes")
@@ -77,7 +85,7 @@ async def changed_html(request: Request, kind: str, pictures: str = "on") -> Res
 
 def _html(kind: str, fields: Mapping[str, str], pictures: str) -> Response:
     try:
-        rendered, _ = get_service().preview(_email(kind, fields))
+        rendered, _ = _preview(kind, fields)
     except InvalidEmail:
         return framed("<p>With these fields there is no mail: see the remarks beside them.</p>")
     return framed(rendered.html or f"<pre>{escape(rendered.text)}</pre>", pictures=pictures != "off")
@@ -103,7 +111,7 @@ async def changed_source(request: Request, kind: str) -> Response:
 
 
 def _source(kind: str, fields: Mapping[str, str]) -> Response:
-    _, message = get_service().preview(_email(kind, fields))
+    _, message = _preview(kind, fields)
     return PlainTextResponse(message.data.decode(errors="replace"))
 
 
@@ -130,7 +138,7 @@ def _page(
     found: dict[str, Any] = {"rendered": None, "looks": []}
     faults = list(faults)
     try:
-        rendered, message = get_service().preview(_email(kind, fields))
+        rendered, message = _preview(kind, fields)
         found = {"rendered": rendered, "looks": look_over(rendered, message.data)}
     except InvalidEmail as error:
         faults += [fault for fault in error.errors if fault not in faults]
@@ -163,6 +171,17 @@ def _fields(kind: str, given: Mapping[str, str]) -> dict[str, str]:
     sample = _class(kind).sample().model_dump(mode="json")
     names = ("to", *_class(kind).template_fields(), "reply_to", "from_name")
     return {name: given.get(name, sample.get(name) or "") for name in names}
+
+
+def _preview(kind: str, fields: Mapping[str, str]) -> tuple[Rendered, Message]:
+    """Raises InvalidEmail, of the field `template` where that is wrong: somebody is writing it."""
+    try:
+        return get_service().preview(_email(kind, fields))
+    except TemplateSyntaxError as error:
+        text = f"{error.name}, line {error.lineno}: {error.message}"
+        raise InvalidEmail([FieldError("template", text)]) from None
+    except TemplateError as error:
+        raise InvalidEmail([FieldError("template", str(error.message))]) from None
 
 
 def _email(kind: str, fields: Mapping[str, str]) -> AnyEmail:

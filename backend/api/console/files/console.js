@@ -106,11 +106,18 @@ function fillFrame(form, place) {
     fresh.classList.remove("coming");
     while (place.firstElementChild !== fresh) place.firstElementChild.remove();
   });
-  const button = document.createElement("button");
-  Object.assign(button, { formAction: place.dataset.frame, formTarget: fresh.name, formNoValidate: true, hidden: true });
-  form.append(button);
-  form.requestSubmit(button);
-  button.remove();
+  // A form of its own: one form has one navigation under way, and the next takes its place.
+  const copy = document.createElement("form");
+  Object.assign(copy, { method: "post", action: place.dataset.frame, target: fresh.name, hidden: true });
+  for (const [name, value] of new FormData(form)) {
+    if (typeof value !== "string") continue;
+    const field = document.createElement("textarea"); // an input would take line breaks away
+    Object.assign(field, { name, value });
+    copy.append(field);
+  }
+  document.body.append(copy);
+  copy.submit();
+  copy.remove();
 }
 
 // A form that is looked over while it is written: remarks and frames follow what stands in it.
