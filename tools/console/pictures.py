@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, ViewportSize
 from support.batches import start_batch
 from support.browser import chromium
 from support.inbox import Inbox, running
-from support.processes import Api, Valkey, free_port
+from support.processes import Api, Valkey, free_port, wait_until
 from support.service import Service, service_env
 from support.smtp_server import SmtpServer
 
@@ -80,12 +80,32 @@ def fill(service: Service) -> dict[str, str]:
     }
 
 
+def refuse(browser: Browser, service: Service, api: Api) -> None:
+    """What the overview says when the server takes no mail."""
+    service.smtp.reply("mail", "535 5.7.8 bad credentials")
+    service.send({"kind": "welcome", "to": address("Ada"), "name": "Ada"})
+    wait_until(lambda: service.http.get("/health/ready").json().get("warnings"), what="the fault")
+    with _signed_in(browser, f"{api.url}/console", "light", WIDE) as page:
+        page.screenshot(path=IMAGES / "console-fault.png")
+
+
 def address(name: str) -> str:
     return f"{name.lower().replace('ë', 'e')}@students.example.com"
 
 
 def take(browser: Browser, api: Api, pages: dict[str, str]) -> None:
     """Each page wide and light; some dark, some narrow."""
+    with _signed_in(browser, f"{api.url}{pages['email']}", "light", WIDE) as page:  # for the page of what was done
+        page.get_by_text("Drop …").click()
+        page.get_by_label("Reason").fill("has left the school")
+        page.get_by_role("button", name="Drop it").click()
+        page.goto(f"{api.url}/console/gallery/certificate")
+        page.get_by_label("Your address").fill("maria@students.example.com")
+        page.get_by_role("button", name="Send to me").click()
+        page.get_by_role("heading", name="certificate").wait_for()
+        page.goto(f"{api.url}{pages['batch']}")
+        page.get_by_role("button", name="Send again to the failed").click()
+        page.get_by_role("heading", level=1).wait_for()
     for name, path in pages.items():
         with _signed_in(browser, f"{api.url}{path}", "light", WIDE) as page:
             page.screenshot(path=IMAGES / f"console-{name}.png")
@@ -115,8 +135,9 @@ def main() -> None:
     with school() as (service, api, inbox), chromium() as browser:
         pages = fill(service)
         for one in service.smtp.messages[:12]:
-            inbox.send(one.message.as_bytes(), to=one.recipients)
+            inbox.send(one.data, to=list(one.recipients))
         take(browser, api, pages)
+        refuse(browser, service, api)
 
 
 if __name__ == "__main__":

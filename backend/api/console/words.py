@@ -54,7 +54,7 @@ def batch_tone(state: BatchState) -> str:
 
 
 LIMITS = {
-    "gate": "the SMTP server takes no mail",
+    "gate": "the SMTP server",
     "day": "SMTP_MAX_PER_DAY",
     "pace": "the server asked for patience",
     "rate": "SMTP_MAX_PER_SECOND",
