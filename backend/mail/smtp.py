@@ -16,12 +16,15 @@ import structlog
 
 from mail.errors import ServerBusy, ServerUnavailable
 from mail.smtp_replies import Reply, Stage
-from mail.smtp_session import Envelope, Security, Session, SmtpConfig, tls_context
+from mail.smtp_session import Envelope, PipeliningDoubted, Security, Session, SmtpConfig, tls_context
 from mail.timings import Timings
 
 __all__ = ["Envelope", "Reply", "Security", "SmtpConfig", "SmtpTransport"]
 
 logger = structlog.get_logger(__name__)
+
+DOUBTS = 2
+"""Lines that broke between the replies to one flight, without a mail that was taken in between: more is no chance."""
 
 
 class SmtpTransport:
@@ -37,6 +40,8 @@ class SmtpTransport:
         self._idle: list[Session] = []
         self._closed = False
         self._timings = Timings()
+        self._pipelining = True
+        self._doubts = 0
         if config.username and config.security is Security.NONE:
             logger.warning("smtp.password_in_clear", server=config.server, hint="SMTP_SECURITY is none")
 
@@ -59,15 +64,28 @@ class SmtpTransport:
         return {"in_use": in_use, "open": in_use + len(self._idle), "histograms": self._timings.histograms()}
 
     def _send(self, envelope: Envelope, message: bytes) -> Reply:
-        if (kept := self._take()) is not None:
-            try:
-                return self._send_over(kept, envelope, message)
-            except ServerUnavailable as error:
-                logger.debug("smtp.connection_was_dead", error=str(error))
-            except ServerBusy as error:
-                if (error.code, error.stage) != (421, Stage.MAIL):
-                    raise
-        return self._send_over(self._connect(), envelope, message)
+        try:
+            if (kept := self._take()) is not None:
+                try:
+                    return self._send_over(kept, envelope, message)
+                except ServerUnavailable as error:
+                    logger.debug("smtp.connection_was_dead", error=str(error))
+                except ServerBusy as error:
+                    if (error.code, error.stage) != (421, Stage.MAIL):
+                        raise
+            return self._send_over(self._connect(), envelope, message)
+        except PipeliningDoubted as doubt:
+            return self._send_step_by_step(envelope, message, doubt)
+
+    def _send_step_by_step(self, envelope: Envelope, message: bytes, doubt: PipeliningDoubted) -> Reply:
+        """What becomes of the mail when each command waits for its reply is the truth. If it is taken then, the
+        server cannot do what it offers, and is not asked to any more."""
+        reply = self._send_over(self._connect(pipelining=False), envelope, message)
+        self._doubts = DOUBTS if doubt.sure else self._doubts + 1
+        if self._doubts >= DOUBTS and self._pipelining:
+            self._pipelining = False
+            logger.warning("smtp.pipelining_off", server=self._config.server, error=str(doubt))
+        return reply
 
     def trim(self, count: int) -> None:
         """Closes idle connections but for `count`."""
@@ -85,12 +103,16 @@ class SmtpTransport:
         for session in idle:
             session.quit()
 
-    def _connect(self) -> Session:
-        return Session(self._config, lambda: self._tls_context).open()
+    def _connect(self, *, pipelining: bool | None = None) -> Session:
+        wanted = self._pipelining if pipelining is None else pipelining
+        return Session(self._config, lambda: self._tls_context, pipelining=wanted).open()
 
     def _send_over(self, session: Session, envelope: Envelope, message: bytes) -> Reply:
         try:
-            return session.deliver(envelope, message)
+            reply = session.deliver(envelope, message)
+            if session.pipelines:
+                self._doubts = 0
+            return reply
         finally:
             self._give_back(session)
 

@@ -7,12 +7,12 @@ code answered: a refused RCPT hides its code in `.recipients`, AUTH tells only t
 import functools
 import ipaddress
 import re
-import smtplib
 import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -20,6 +20,7 @@ from typing import Self
 import structlog
 
 from mail.errors import DeliveryError, PermanentError, ServerBusy, ServerRefuses, ServerUnavailable
+from mail.smtp_client import SMTP
 from mail.smtp_replies import Reply, Stage, broken, reason, refusal
 
 logger = structlog.get_logger(__name__)
@@ -117,6 +118,23 @@ def tls_context(config: SmtpConfig) -> ssl.SSLContext:
     return context
 
 
+class PipeliningDoubted(Exception):
+    """Several commands were sent at once, and what came back may be due to that. The mail itself was not sent.
+
+    `sure`: only a server that has lost the order of commands says such a thing. A broken line may be chance.
+    """
+
+    def __init__(self, error: DeliveryError, *, sure: bool) -> None:
+        super().__init__(str(error))
+        self.sure = sure
+
+
+_FLIGHT = {Stage.MAIL: 2, Stage.RCPT: 2, Stage.DATA: 3}
+"""What goes in one flight, and with what digit the replies begin that are hoped for."""
+_ORDER_LOST = {500, 501, 502, 503, 504}
+"""What a server says that has lost a command, or the order of them (RFC 5321 section 4.2.2)."""
+
+
 class Session:
     """One connection. Not thread-safe: the pool lends it to one thread.
 
@@ -125,12 +143,16 @@ class Session:
     whatever it raises.
     """
 
-    def __init__(self, config: SmtpConfig, tls_context: Callable[[], ssl.SSLContext]) -> None:
-        """Not connected yet. `tls_context` is called only if TLS is used."""
+    def __init__(
+        self, config: SmtpConfig, tls_context: Callable[[], ssl.SSLContext], *, pipelining: bool = False
+    ) -> None:
+        """Not connected yet. `tls_context` is called only if TLS is used. `pipelining`: MAIL, RCPT and DATA go in one
+        flight, where the server offers it (RFC 2920)."""
         self._config = config
+        self._pipelining = pipelining
         self._tls_context = tls_context
         self._secrets = secrets_of(config)
-        self._client = smtplib.SMTP(local_hostname=config.helo_name or _own_name())
+        self._client = SMTP(local_hostname=config.helo_name or _own_name())
         self._client.command_encoding = "utf-8"  # for SMTPUTF8 addresses; all else is ASCII
         self.reply = Reply(-1, "")
         """The server's last reply."""
@@ -191,6 +213,11 @@ class Session:
         return self._client.esmtp_features
 
     @property
+    def pipelines(self) -> bool:
+        """Whether MAIL, RCPT and DATA go in one flight."""
+        return self._pipelining and "pipelining" in self.features
+
+    @property
     def helo_name(self) -> str:
         return self._client.local_hostname
 
@@ -208,7 +235,8 @@ class Session:
     def deliver(self, envelope: Envelope, message: bytes) -> Reply:
         """Sends one mail and returns the reply to its final dot; raises a DeliveryError.
 
-        ServerUnavailable, and 421 at MAIL, mean that the server has not begun with this mail.
+        ServerUnavailable, and 421 at MAIL, mean that the server has not begun with this mail. PipeliningDoubted:
+        send it again, over a connection that does without; this one is closed.
         """
         if time.monotonic() - self.idle_since >= self._config.idle_check:
             self._prove_alive()
@@ -238,11 +266,11 @@ class Session:
 
     def mail(self, envelope: Envelope, message: bytes) -> Reply:
         """Announce a mail. Raises PermanentError for one that the server, by its EHLO, cannot take."""
-        return self._command(Stage.MAIL, f"MAIL FROM:<{envelope.sender}>{self._mail_parameters(envelope, message)}")
+        return self._command(Stage.MAIL, self._mail_line(envelope, message))
 
     def rcpt(self, envelope: Envelope) -> Reply:
         """Name the recipient of the mail that was announced."""
-        return self._command(Stage.RCPT, f"RCPT TO:<{envelope.recipient}>")
+        return self._command(Stage.RCPT, _rcpt_line(envelope))
 
     def reset(self) -> None:
         """Take back what was announced; closes the connection if the server does not agree."""
@@ -255,13 +283,53 @@ class Session:
                 self.close()
 
     def _transaction(self, envelope: Envelope, message: bytes) -> Reply:
-        self.mail(envelope, message)
-        self.rcpt(envelope)
-        self._command(Stage.DATA, "DATA", hoped_for=3)
+        if self.pipelines:
+            self._fly(envelope, message)
+        else:
+            self.mail(envelope, message)
+            self.rcpt(envelope)
+            self._command(Stage.DATA, "DATA", hoped_for=3)
         self._write(message)
         return self._final_reply()
 
-    def _mail_parameters(self, envelope: Envelope, message: bytes) -> str:
+    def _fly(self, envelope: Envelope, message: bytes) -> None:
+        """All that comes before the message, in one flight. Every reply is read, also after one that says no, so that
+        each stays with its command (RFC 2920 section 3.1)."""
+        try:
+            self._client.putcmds(self._mail_line(envelope, message), _rcpt_line(envelope), "DATA")
+        except OSError as error:
+            raise self._broken(Stage.MAIL, error) from error
+        replies: list[Reply] = []
+        for stage in _FLIGHT:
+            try:
+                replies.append(self._reply(stage))
+            except DeliveryError as error:
+                if stage is Stage.MAIL:
+                    raise
+                raise PipeliningDoubted(error, sure=False) from error
+            if self.reply.code == 421:  # it closes: nothing else comes
+                self._judged(stage, self.reply)
+        self._judge_flight(replies)
+
+    def _judge_flight(self, replies: Sequence[Reply]) -> None:
+        kinds = [reply.code // 100 for reply in replies]
+        hoped_for = list(_FLIGHT.values())
+        if kinds == hoped_for:
+            return
+        first = next(at for at, kind in enumerate(kinds) if kind != hoped_for[at])
+        if kinds[-1] == 3 and kinds[1] in {4, 5}:
+            # It wants a mail in spite of its refusal (RFC 2920 allows it), and gets an empty one, for nobody.
+            with suppress(OSError):
+                self._client.send(".\r\n")
+                kinds[-1] = self._client.getreply()[0] // 100
+        self.reply, stage = replies[first], list(_FLIGHT)[first]
+        fits = kinds[0] in {2, 4, 5} and kinds[1] in {2, 4, 5} and kinds[-1] in {4, 5}
+        if not fits or self.reply.code in _ORDER_LOST:
+            self.close()
+            raise PipeliningDoubted(refusal(self._config.server, stage, self.reply), sure=True)
+        self._judged(stage, self.reply, hoped_for[first])
+
+    def _mail_line(self, envelope: Envelope, message: bytes) -> str:
         offered = self.features
         parameters = ""
         if "size" in offered:
@@ -275,7 +343,7 @@ class Session:
             if "smtputf8" not in offered:
                 raise self._impossible("does not offer SMTPUTF8 (RFC 6531), which this mail's address needs")
             parameters += " SMTPUTF8"
-        return parameters
+        return f"MAIL FROM:<{envelope.sender}>{parameters}"
 
     def _impossible(self, why: str) -> PermanentError:
         return PermanentError(f"{self._config.server} {why}", stage=Stage.MAIL)
@@ -396,6 +464,10 @@ class Session:
         self.close()
         patience = self._config.data_timeout if stage is Stage.DOT else self._config.timeout
         return broken(self._config.server, stage, error, patience)
+
+
+def _rcpt_line(envelope: Envelope) -> str:
+    return f"RCPT TO:<{envelope.recipient}>"
 
 
 @functools.cache

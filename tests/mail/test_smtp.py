@@ -270,6 +270,7 @@ def test_a_dead_connection_is_replaced_only_once(connect: Connect, server: SmtpS
 
 @pytest.mark.parametrize("stage", ["rcpt", "data", "dot-before-store", "dot-after-store"])
 def test_a_kept_connection_lost_after_mail_is_an_attempt(connect: Connect, server: SmtpServer, stage: Any) -> None:
+    server.pipelining = False
     transport = connect(server)
     transport.send(ADA, MESSAGE)
     server.cut(stage, times=1)

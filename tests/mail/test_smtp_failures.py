@@ -82,12 +82,18 @@ REPLIES = [
 ]
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize(("stage", "text", "error"), REPLIES, ids=[f"{row[0]} {row[1]}" for row in REPLIES])
 def test_what_a_reply_means(
-    connect: Connect, certificate: trustme.LeafCert, stage: Any, text: str, error: type[DeliveryError]
+    connect: Connect,
+    certificate: trustme.LeafCert,
+    stage: Any,
+    text: str,
+    error: type[DeliveryError],
+    pipelining: bool,
 ) -> None:
     tls: Literal["starttls"] | None = "starttls" if stage == "starttls" else None
-    with SmtpServer(tls=tls, auth=(USER, PASSWORD), certificate=certificate) as server:
+    with SmtpServer(tls=tls, auth=(USER, PASSWORD), certificate=certificate, pipelining=pipelining) as server:
         transport = connect(server)
         server.reply(stage, text)
         with pytest.raises(DeliveryError) as caught:
@@ -109,7 +115,9 @@ def test_what_a_reply_means(
         server.clear()
         transport.send(ADA, MESSAGE)
         kept = error in {PermanentError, TransientError} and text[0] in "45"
-        assert server.connections == (1 if kept else 2)
+        # Where the server seems to have lost the order of a flight, the mail is tried once more step by step.
+        doubted = pipelining and stage in {"mail", "rcpt", "data"} and text[:3] in {"354", "250", "hel"}
+        assert server.connections == (1 if kept else 2) + doubted
         assert ("RSET" in server.verbs()) == kept
 
 
@@ -160,6 +168,7 @@ CUTS = [
 def test_a_cut_line(
     connect: Connect, tls_server: SmtpServer, stage: Any, error: type[DeliveryError], reset: bool
 ) -> None:
+    tls_server.pipelining = False
     transport = connect(tls_server)
     tls_server.cut(stage, times=1, reset=reset)
     with pytest.raises(DeliveryError) as caught:
@@ -175,6 +184,7 @@ def test_a_cut_line(
 @pytest.mark.parametrize(("stage", "error"), CUTS)
 def test_silence(connect: Connect, tls_server: SmtpServer, stage: Any, error: type[DeliveryError]) -> None:
     patience = {"data_timeout": 0.2} if stage.startswith("dot") else {"timeout": 0.4}
+    tls_server.pipelining = False
     transport = connect(tls_server, **patience)
     tls_server.delay(stage, 60, times=1)
     with pytest.raises(DeliveryError) as caught:
@@ -185,6 +195,7 @@ def test_silence(connect: Connect, tls_server: SmtpServer, stage: Any, error: ty
 
 
 def test_the_final_dot_has_a_patience_of_its_own(connect: Connect, server: SmtpServer) -> None:
+    server.pipelining = False
     transport = connect(server, timeout=0.4)
     server.delay("dot", 0.7, times=1)
     assert transport.send(ADA, MESSAGE).code == 250

@@ -1,0 +1,243 @@
+"""MAIL, RCPT and DATA in one flight (RFC 2920): what it saves, and that nothing else changes."""
+
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from mail.errors import DeliveryError, PermanentError, TransientError
+from mail.smtp import Envelope, SmtpConfig, SmtpTransport
+from support.needs import missing
+from support.processes import free_port, wait_until
+from support.smtp_server import SmtpServer
+
+Connect = Callable[..., SmtpTransport]
+
+MESSAGE = b"Subject: hello\r\n\r\nbody\r\n"
+
+
+def envelope(to: str = "ada@example.com") -> Envelope:
+    return Envelope("noreply@example.com", to)
+
+
+class Listener:
+    """A server that answers each packet as a whole, and notes what was in it: one entry is one flight."""
+
+    def __init__(self, answer: Callable[[bytes], bytes], features: str = "PIPELINING") -> None:
+        self.flights: list[bytes] = []
+        self.connections = 0
+        self._answer = answer
+        self._greeting = f"250-test.invalid\r\n250 {features}\r\n".encode()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> "Listener":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # shutdown, for close alone does not wake accept
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with connection:
+                connection.sendall(b"220 test.invalid\r\n")
+                while flight := connection.recv(65_536):
+                    if flight[:4].upper() == b"EHLO":
+                        connection.sendall(self._greeting)
+                        continue
+                    self.flights.append(flight)
+                    if flight.startswith(b"QUIT") or not (answer := self._answer(flight)):
+                        break
+                    connection.sendall(answer)
+
+
+def replies_to(flight: bytes, **other: bytes) -> bytes:
+    """What a server says to each of these commands, as in `MAIL=b"550 no\\r\\n"`."""
+    if flight.endswith(b"\r\n.\r\n"):
+        return b"250 taken\r\n"
+    usual = {"MAIL": b"250 ok\r\n", "RCPT": b"250 ok\r\n", "DATA": b"354 go on\r\n", "RSET": b"250 ok\r\n"}
+    words = [line[:4].decode() for line in flight.splitlines()]
+    return b"".join((usual | other).get(word, b"554 no valid recipients\r\n") for word in words)
+
+
+def transport_to(port: int, **changes: Any) -> SmtpTransport:
+    return SmtpTransport(SmtpConfig(host="127.0.0.1", port=port, **{"timeout": 1.0, **changes}))
+
+
+def test_a_mail_is_two_flights() -> None:
+    with Listener(replies_to) as server:
+        transport = transport_to(server.port)
+        for _ in range(3):
+            assert transport.send(envelope(), MESSAGE).code == 250
+        transport.close()
+        assert server.connections == 1
+    words = [[line[:4] for line in flight.splitlines()] for flight in server.flights[:6:2]]
+    assert words == [[b"MAIL", b"RCPT", b"DATA"]] * 3
+    assert server.flights[1:6:2] == [MESSAGE + b".\r\n"] * 3
+
+
+def test_step_by_step_where_it_is_not_offered() -> None:
+    with Listener(replies_to, features="8BITMIME") as server:
+        transport = transport_to(server.port)
+        assert transport.send(envelope(), MESSAGE).code == 250
+        transport.close()
+    assert [flight[:4] for flight in server.flights[:3]] == [b"MAIL", b"RCPT", b"DATA"]
+
+
+def test_a_refusal_costs_only_its_own_mail(server: SmtpServer, connect: Connect) -> None:
+    transport = connect(server)
+    server.reply("rcpt", "550 5.1.1 no such user", when=lambda to: to.startswith("bob"))
+    for name in ("ada", "bob", "eve", "bob", "ida"):
+        if name == "bob":
+            with pytest.raises(PermanentError, match="answered RCPT with 550"):
+                transport.send(envelope("bob@example.com"), MESSAGE)
+        else:
+            transport.send(envelope(f"{name}@example.com"), MESSAGE)
+    assert [one.recipients for one in server.messages] == [(f"{n}@example.com",) for n in ("ada", "eve", "ida")]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("dot", [b"554 5.5.1 no valid recipients\r\n", b"503 5.5.1 nobody\r\n"])
+def test_a_server_that_wants_a_mail_for_nobody_gets_an_empty_one(dot: bytes) -> None:
+    """RFC 2920 section 3.1: 354 may come although every recipient was refused."""
+
+    def answer(flight: bytes) -> bytes:
+        if flight == b".\r\n":
+            return dot
+        return replies_to(flight, **({"RCPT": b"550 5.1.1 no\r\n"} if b"bob@" in flight else {}))
+
+    with Listener(answer) as server:
+        transport = transport_to(server.port)
+        with pytest.raises(PermanentError, match=r"answered RCPT with 550 5\.1\.1 no"):
+            transport.send(envelope("bob@example.com"), MESSAGE)
+        assert transport.send(envelope(), MESSAGE).code == 250
+        transport.close()
+        assert server.connections == 1
+    assert server.flights[1] == b".\r\n"
+
+
+def test_no_empty_mail_where_the_recipient_was_accepted() -> None:
+    with Listener(lambda flight: replies_to(flight, MAIL=b"550 5.7.1 no\r\n")) as server:
+        transport = transport_to(server.port)
+        with pytest.raises(DeliveryError, match="answered MAIL with 550"):
+            transport.send(envelope(), MESSAGE)
+        transport.close()
+    assert b".\r\n" not in server.flights
+    assert not [flight for flight in server.flights if b"hello" in flight]
+
+
+def loses_all_but_the_first(flight: bytes) -> bytes:
+    """A server that throws away what came with a command."""
+    first = flight if flight.endswith(b".\r\n") else flight.splitlines(keepends=True)[0]
+    return replies_to(first)
+
+
+def takes_it_for_one_line(flight: bytes) -> bytes:
+    single = flight.count(b"\r\n") == 1 or flight.endswith(b".\r\n")
+    return replies_to(flight) if single else b"501 5.5.4 what\r\n" * 3
+
+
+def calls_it_improper(flight: bytes) -> bytes:
+    if flight.count(b"\r\n") == 1 or flight.endswith(b".\r\n"):
+        return replies_to(flight)
+    return b"250 ok\r\n503 5.5.0 improper use of pipelining\r\n503 5.5.0 again\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "doubts"),
+    [(takes_it_for_one_line, 1), (calls_it_improper, 1), (loses_all_but_the_first, 2)],
+)
+def test_a_server_that_cannot_do_it_is_remembered(answer: Callable[[bytes], bytes], doubts: int) -> None:
+    with Listener(answer) as server:
+        transport = transport_to(server.port, timeout=0.3)
+        for _ in range(5):
+            assert transport.send(envelope(), MESSAGE).code == 250
+            transport.trim(0)  # the connection of the last mail does without
+        transport.close()
+    flights = [flight for flight in server.flights if flight.startswith(b"MAIL") and b"RCPT" in flight]
+    assert len(flights) == doubts
+    assert server.flights.count(MESSAGE + b".\r\n") == 5
+
+
+def test_a_line_that_breaks_now_and_then_is_chance() -> None:
+    flights = 0
+
+    def answer(flight: bytes) -> bytes:
+        nonlocal flights
+        flights += flight.startswith(b"MAIL") and b"RCPT" in flight
+        broken = flights % 2 and flight.startswith(b"MAIL") and b"RCPT" in flight
+        return b"250 ok\r\n" if broken else replies_to(flight)
+
+    with Listener(answer) as server:
+        transport = transport_to(server.port, timeout=0.3)
+        for _ in range(6):
+            assert transport.send(envelope(), MESSAGE).code == 250
+            transport.trim(0)
+        transport.close()
+    assert flights == 6
+
+
+def test_what_is_refused_step_by_step_too_is_refused(server: SmtpServer, connect: Connect) -> None:
+    transport = connect(server)
+    server.cut("rcpt")
+    for _ in range(3):
+        with pytest.raises(TransientError):
+            transport.send(envelope(), MESSAGE)
+    server.clear()
+    transport.send(envelope(), MESSAGE)
+    assert len(server.messages) == 1
+
+
+@contextmanager
+def smtp_sink(*options: str) -> Iterator[int]:
+    """Postfix's own test server."""
+    binary = shutil.which("smtp-sink") or shutil.which("smtp-sink", path="/usr/sbin") or missing("Debian's postfix")
+    port = free_port()
+    command = [binary, "-u", "root", *options, f"127.0.0.1:{port}", "100"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+
+            def listens() -> bool:
+                with socket.socket() as probe:
+                    return probe.connect_ex(("127.0.0.1", port)) == 0
+
+            wait_until(listens, timeout=10, what="smtp-sink")
+            yield port
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("options", [(), ("-p",), ("-8",)], ids=["as it is", "no PIPELINING", "no 8BITMIME"])
+def test_postfix_takes_it(options: tuple[str, ...]) -> None:
+    with smtp_sink(*options) as port:
+        transport = transport_to(port)
+        for number in range(250):
+            assert transport.send(envelope(f"p{number}@example.com"), MESSAGE).code == 250
+        transport.close()
+
+
+@pytest.mark.parametrize("option", ["-r", "-f"])  # 4xx and 5xx
+def test_postfix_refuses(option: str) -> None:
+    with smtp_sink(option, "RCPT") as port:
+        transport = transport_to(port)
+        for _ in range(3):
+            with pytest.raises(DeliveryError) as caught:
+                transport.send(envelope(), MESSAGE)
+            assert caught.value.stage == "rcpt"
+        transport.close()
