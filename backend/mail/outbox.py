@@ -86,8 +86,10 @@ class Outbox:
         expires_at: datetime | None = None,
         idempotency: Idempotency | None = None,
         request_id: str = "",
+        wake_up: tuple[str, str] | None = None,
     ) -> Accepted:
         """Take an email in. When this returns, the email is kept and will be sent. `request_id` follows it.
+        `wake_up`: a Redis list and what to push on it, in the same step, if it is to be sent now.
 
         Raises:
             InvalidEmail: a time lies in the past or out of order.
@@ -121,6 +123,7 @@ class Outbox:
                 int(email.supersedes),
                 _ms(self.numbers.first_look),
                 request_id,
+                *(wake_up or ("", "")),
             )
         match reply:
             case ["accepted", _, known_id, state]:

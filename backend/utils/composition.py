@@ -236,7 +236,9 @@ def get_wake_ups() -> "CeleryWakeUps":
     from celery_app import app
     from utils.wake_ups import CeleryWakeUps
 
-    return CeleryWakeUps(app)
+    settings = get_settings()
+    same = settings.broker_url == settings.redis_url.get_secret_value()
+    return CeleryWakeUps(app, prefix=settings.key_prefix if same else None)
 
 
 @Once

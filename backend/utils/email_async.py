@@ -18,6 +18,7 @@ else one is made (docs/logs.md).
 Every form raises InvalidEmail, RecipientLimited (`retry_after` seconds), IdempotencyConflict, or OutboxUnavailable.
 """
 
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
@@ -93,8 +94,12 @@ def enqueue(
     if errors:
         raise InvalidEmail(errors)
     follow = request_id(current_request_id())
+    due = Due(str(uuid.uuid4()), email.kind, email.to)
+    wake_up = get_wake_ups().written(email.lane, due)
     accepted = get_outbox().accept(
         email,
+        email_id=due.id,
+        wake_up=wake_up,
         send_at=send_at,
         expires_at=expires_at,
         idempotency=Idempotency(scope, idempotency_key) if idempotency_key is not None else None,
@@ -110,8 +115,8 @@ def enqueue(
         state=accepted.state.value,
         replayed=accepted.replayed or None,
     )
-    if accepted.state is State.QUEUED and not accepted.replayed:
-        get_wake_ups().publish(email.lane, Due(accepted.id, email.kind, email.to))
+    if wake_up is None and accepted.state is State.QUEUED and not accepted.replayed:
+        get_wake_ups().publish(email.lane, due)
     return accepted
 
 

@@ -11,11 +11,13 @@ import redis
 import structlog
 from amqp import AMQPError
 from celery import Celery
+from celery.utils.nodenames import anon_nodename
 from kombu.exceptions import KombuError, OperationalError
 
 from mail.answers import Due
 from mail.fields import mask_address
 from mail.kinds import KINDS, Lane
+from utils.redis_wake_ups import RedisWakeUps, WakeUp
 
 logger = structlog.get_logger(__name__)
 
@@ -35,6 +37,11 @@ def task_name(kind: str) -> str:
     return f"tasks.email_tasks.send_{KINDS[kind].noun()}_task"
 
 
+def _shown(due: Due) -> str:
+    """What Flower and the worker's log show of the arguments."""
+    return f"('{due.id}', '{mask_address(due.to)}')" if due.to else f"('{due.id}',)"
+
+
 class CeleryWakeUps:
     """Wake-ups over Celery's broker.
 
@@ -44,13 +51,21 @@ class CeleryWakeUps:
     not without the threads of a ThreadPoolExecutor.
     """
 
-    def __init__(self, app: Celery, *, patience: float = 0.5) -> None:
+    def __init__(self, app: Celery, *, patience: float = 0.5, prefix: str | None = None) -> None:
+        """`prefix`: of the broker's keys, where it is the outbox's own Redis."""
         self._app = app
+        self._by_hand = prefix is not None and RedisWakeUps(
+            prefix=prefix, origin=anon_nodename(), reply_to=app.thread_oid
+        )
         self._patience = patience
         self._stuck = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def written(self, lane: Lane, due: Due) -> WakeUp | None:
+        """The wake-up for the outbox to push by itself when it takes the email in; None where it cannot."""
+        return self._by_hand.write(lane, task_name(due.kind), due, _shown(due)) if self._by_hand else None
 
     def publish(self, lane: Lane, due: Due) -> bool:
         """Wake a worker up for one email; False when the broker did not take it in time. Never raises."""
@@ -75,8 +90,7 @@ class CeleryWakeUps:
             args=[due.id],
             task_id=due.id,
             queue=lane,
-            # What Flower and the worker's log show.
-            argsrepr=f"('{due.id}', '{mask_address(due.to)}')" if due.to else f"('{due.id}',)",
+            argsrepr=_shown(due),
             kwargsrepr="{}",
             ignore_result=True,
             retry=False,

@@ -1,7 +1,8 @@
 #!lua
 -- Takes one email in: record, due entry, indexes, idempotency key, limits, all or nothing.
 local _, id, deadline, kind, lane, to, person, mailbox, payload, secret, send_at, expires, valid_for,
-  idempotency, fingerprint, idempotency_ttl, limit, supersedes, first_look, request_id = unpack(ARGV)
+  idempotency, fingerprint, idempotency_ttl, limit, supersedes, first_look, request_id,
+  queue, wake_up = unpack(ARGV)
 deadline, send_at, expires, valid_for = tonumber(deadline), tonumber(send_at), tonumber(expires), tonumber(valid_for)
 
 local known = redis.call('HGET', email_key(id), 'first_state')
@@ -69,4 +70,5 @@ redis.call('ZADD', P .. 'to:' .. person, now, id)
 if idempotency ~= '' then
   redis.call('SET', P .. 'idem:' .. idempotency, fingerprint .. ' ' .. id .. ' ' .. state, 'PX', idempotency_ttl)
 end
+if state == 'queued' and queue ~= '' then redis.call('LPUSH', queue, wake_up) end
 return {'accepted', now, id, state}
