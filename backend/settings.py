@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     def retention(self) -> timedelta:
         return timedelta(days=self.outbox_retention_days)
 
-    @property
+    @cached_property
     def keys(self) -> tuple[ApiKey, ...]:
         """The callers of the HTTP API, parsed from `API_KEYS` (`name:scope+scope:key`, comma-separated)."""
         return tuple(_parse_key(entry) for entry in _entries(self.api_keys))

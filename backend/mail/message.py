@@ -6,6 +6,7 @@ Header injection is impossible by construction: every value passes `_one_line`.
 """
 
 import binascii
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ def build(
     )
 
 
+@functools.lru_cache(maxsize=256)
 def ascii_domain(address: str) -> str:
     """The address with its domain in punycode (RFC 5891), which every server understands."""
     local, at, domain = address.rpartition("@")
@@ -122,7 +124,9 @@ def _body(rendered: Rendered, boundary: str) -> bytes:
 
 def _part(subtype: str, content: str) -> bytes:
     # Only CRLF counts as a line end in mail (RFC 5322 2.3); the encoder keeps it and escapes a bare CR.
-    lines = content.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n").encode()
+    if "\r" in content:
+        content = content.replace("\r\n", "\n").replace("\r", "\n")
+    lines = content.replace("\n", "\r\n").encode()
     if not lines.endswith(b"\r\n"):
         lines += b"\r\n"  # the encoder ends its own soft breaks like the first line end it finds, else in a bare LF
     head = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
@@ -141,6 +145,7 @@ def _text(name: str, value: str) -> str:
     return Header(value, "utf-8", maxlinelen=LINE - 2, header_name=name).encode(linesep="\r\n")
 
 
+@functools.lru_cache(maxsize=64)  # the sender's is that of every mail
 def _mailbox(name: str, display: str, address: str) -> str:
     """A mailbox: `Display <address>`, quoted or encoded as it needs, folded before a long address."""
     display, address = _one_line(display), _one_line(address)

@@ -1,5 +1,6 @@
 """S10: one message from its two bodies."""
 
+import binascii
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,6 +21,10 @@ RENDERED = Rendered("News of Algebra", HTML, PARAGRAPH * 33)
 
 def ours() -> bytes:
     return build(RENDERED, email_id="e-1", to="ada@example.com", sender=SENDER, date=datetime.now(UTC)).data
+
+
+def quoted_printable() -> bytes:
+    return b"".join(binascii.b2a_qp(body.encode(), istext=True) for body in (HTML, RENDERED.text))
 
 
 def email_message() -> bytes:
@@ -53,6 +58,7 @@ def building(quick: bool) -> Table:
     times = 50 if quick else 300
     cases = [
         Case("ours", _timed(ours, times)),
+        Case("of that, quoted-printable alone (C)", _timed(quoted_printable, times)),
         Case("MIMEMultipart", _timed(mime_multipart, times)),
         Case("EmailMessage", _timed(email_message, times)),
     ]
