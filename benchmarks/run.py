@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backend"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
-from speed import accepting, building, delivering
+from speed import accepting, building, delivering, working
 from speed.measuring import Table
 
 YARDSTICKS: Mapping[str, Callable[[bool], Table]] = {
@@ -28,8 +28,11 @@ YARDSTICKS: Mapping[str, Callable[[bool], Table]] = {
     "S2": accepting.throughput_at_16,
     "S3": accepting.against_inline,
     "S4": accepting.batch_of_10000,
+    "S5": working.batch_delivery,
+    "S6": working.single_delivery,
     "S7": delivering.round_trips,
     "S10": building.building,
+    "S11": working.growth,
 }
 
 

@@ -29,8 +29,10 @@ _numbers = itertools.count(1)
 class Listener(Protocol):
     """Where an SMTP server listens."""
 
-    host: str
-    port: int
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
 
 
 def service_env(redis_url: str, smtp: Listener, **more: str) -> dict[str, str]:
