@@ -8,7 +8,8 @@ SmtpTransport           the pool: hands every mail a live connection, from any t
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +17,10 @@ import structlog
 
 from mail.errors import ServerBusy, ServerUnavailable
 from mail.smtp_replies import Reply, Stage
-from mail.smtp_session import Envelope, PipeliningDoubted, Security, Session, SmtpConfig, tls_context
+from mail.smtp_session import Envelope, Mail, PipeliningDoubted, Security, Session, SmtpConfig, tls_context
 from mail.timings import Timings
 
-__all__ = ["Envelope", "Reply", "Security", "SmtpConfig", "SmtpTransport"]
+__all__ = ["Chain", "Envelope", "Mail", "Reply", "Security", "SmtpConfig", "SmtpTransport"]
 
 logger = structlog.get_logger(__name__)
 
@@ -55,32 +56,46 @@ class SmtpTransport:
         Servers close idle connections as they like, so a kept one that turns out dead before the server
         took MAIL is no error: it is replaced, once.
         """
-        with self._timings.mail():
-            return self._send(envelope, message)
+        with self.chain() as chain:
+            return chain.send(Mail(envelope, message))
+
+    @contextmanager
+    def chain(self) -> Iterator["Chain"]:
+        """Several mails, one after the other. For one thread."""
+        chain = Chain(self)
+        try:
+            yield chain
+        finally:
+            chain.end()
 
     def measured(self) -> Mapping[str, Any]:
         """As JSON: connections `in_use` and `open`, and `histograms` of the seconds that mails took (timings.py)."""
         in_use = self._timings.running
         return {"in_use": in_use, "open": in_use + len(self._idle), "histograms": self._timings.histograms()}
 
-    def _send(self, envelope: Envelope, message: bytes) -> Reply:
+    def deliver(self, mail: Mail, chain: "Chain", ahead: Mail | None) -> Reply:
+        """One mail of a chain; see Chain.send."""
+        with self._timings.mail():
+            return self._deliver(mail, chain, ahead)
+
+    def _deliver(self, mail: Mail, chain: "Chain", ahead: Mail | None) -> Reply:
         try:
-            if (kept := self._take()) is not None:
+            if (kept := chain.take() or self._take()) is not None:
                 try:
-                    return self._send_over(kept, envelope, message)
+                    return self._send_over(kept, mail, chain, ahead)
                 except ServerUnavailable as error:
                     logger.debug("smtp.connection_was_dead", error=str(error))
                 except ServerBusy as error:
                     if (error.code, error.stage) != (421, Stage.MAIL):
                         raise
-            return self._send_over(self._connect(), envelope, message)
+            return self._send_over(self._connect(), mail, chain, ahead)
         except PipeliningDoubted as doubt:
-            return self._send_step_by_step(envelope, message, doubt)
+            return self._send_step_by_step(mail, chain, doubt)
 
-    def _send_step_by_step(self, envelope: Envelope, message: bytes, doubt: PipeliningDoubted) -> Reply:
+    def _send_step_by_step(self, mail: Mail, chain: "Chain", doubt: PipeliningDoubted) -> Reply:
         """What becomes of the mail when each command waits for its reply is the truth. If it is taken then, the
         server cannot do what it offers, and is not asked to any more."""
-        reply = self._send_over(self._connect(pipelining=False), envelope, message)
+        reply = self._send_over(self._connect(pipelining=False), mail, chain, None)
         self._doubts = DOUBTS if doubt.sure else self._doubts + 1
         if self._doubts >= DOUBTS and self._pipelining:
             self._pipelining = False
@@ -107,14 +122,18 @@ class SmtpTransport:
         wanted = self._pipelining if pipelining is None else pipelining
         return Session(self._config, lambda: self._tls_context, pipelining=wanted).open()
 
-    def _send_over(self, session: Session, envelope: Envelope, message: bytes) -> Reply:
+    def _send_over(self, session: Session, mail: Mail, chain: "Chain", ahead: Mail | None) -> Reply:
         try:
-            reply = session.deliver(envelope, message)
+            reply = session.deliver(*mail, ahead)
             if session.pipelines:
                 self._doubts = 0
             return reply
         finally:
-            self._give_back(session)
+            session.idle_since = time.monotonic()
+            if session.awaits_message and not self._closed:
+                chain.hold(session)
+            else:
+                self._give_back(session)
 
     def _take(self) -> Session | None:
         now = time.monotonic()
@@ -138,3 +157,30 @@ class SmtpTransport:
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
         return tls_context(self._config)
+
+
+class Chain:
+    """Mails to one server, one after the other: what announces the next one travels with the one before, where the
+    server takes several commands at once (RFC 2920). SmtpTransport.chain makes it."""
+
+    def __init__(self, transport: SmtpTransport) -> None:
+        self._transport = transport
+        self._held: Session | None = None
+
+    def send(self, mail: Mail, ahead: Mail | None = None) -> Reply:
+        """As SmtpTransport.send. `ahead`: what the next call is going to send; it need not come."""
+        return self._transport.deliver(mail, self, ahead)
+
+    def take(self) -> Session | None:
+        """The connection on which the next mail is announced, if there is one."""
+        held, self._held = self._held, None
+        return held
+
+    def hold(self, session: Session) -> None:
+        """Keep it for the next mail."""
+        self._held = session
+
+    def end(self) -> None:
+        """No further mail comes. One that was announced is dropped with its connection, of which nothing was sent."""
+        if held := self.take():
+            held.close()

@@ -14,6 +14,10 @@ class SMTP(smtplib.SMTP):
             ValueError: a line has line breaks in it, as `putcmd` does.
             smtplib.SMTPServerDisconnected: not connected, or not any more.
         """
+        self.send(self.commands(*lines))
+
+    def commands(self, *lines: str) -> bytes:
+        """These commands as they go over the wire. Raises ValueError as `putcmd` does."""
         if broken := next((line for line in lines if re.search(r"[\r\n]", line)), None):
             raise ValueError(f"command and arguments contain prohibited newline characters: {broken!r}")
-        self.send("".join(f"{line}\r\n" for line in lines))
+        return "".join(f"{line}\r\n" for line in lines).encode(self.command_encoding)

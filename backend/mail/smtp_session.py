@@ -7,6 +7,7 @@ code answered: a refused RCPT hides its code in `.recipients`, AUTH tells only t
 import functools
 import ipaddress
 import re
+import selectors
 import socket
 import ssl
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 import structlog
 
@@ -118,6 +119,13 @@ def tls_context(config: SmtpConfig) -> ssl.SSLContext:
     return context
 
 
+class Mail(NamedTuple):
+    """One mail as it goes over the wire."""
+
+    envelope: Envelope
+    message: bytes
+
+
 class PipeliningDoubted(Exception):
     """Several commands were sent at once, and what came back may be due to that. The mail itself was not sent.
 
@@ -158,6 +166,7 @@ class Session:
         """The server's last reply."""
         self.tls: ssl.SSLSocket | None = None
         """The connection once it is encrypted; still there when it is closed."""
+        self._ahead: tuple[Envelope, int] | None = None
         self.mails = 0
         self.opened_at = time.monotonic()
 
@@ -232,19 +241,32 @@ class Session:
     def is_stale(self, now: float) -> bool:
         return self.is_worn(now) or now - self.idle_since >= self._config.max_idle
 
-    def deliver(self, envelope: Envelope, message: bytes) -> Reply:
+    @property
+    def awaits_message(self) -> bool:
+        """Whether a mail is announced that was not sent yet: `QUIT` would become a part of it."""
+        return self._ahead is not None
+
+    def deliver(self, envelope: Envelope, message: bytes, ahead: Mail | None = None) -> Reply:
         """Sends one mail and returns the reply to its final dot; raises a DeliveryError.
+
+        `ahead`: the mail that comes next, if this connection is to carry it. Its announcement travels with the end of
+        this one's message (RFC 2920 section 3.1), and its own message waits for the next call.
 
         ServerUnavailable, and 421 at MAIL, mean that the server has not begun with this mail. PipeliningDoubted:
         send it again, over a connection that does without; this one is closed.
         """
-        if time.monotonic() - self.idle_since >= self._config.idle_check:
+        announced, self._ahead = self._ahead, None
+        if announced not in {None, (envelope, len(message))}:
+            self.close()
+            raise ServerUnavailable("another mail was announced on this connection", stage=Stage.MAIL)
+        if not announced and time.monotonic() - self.idle_since >= self._config.idle_check:
             self._prove_alive()
         self.mails += 1
         try:
-            return self._transaction(envelope, message)
+            return self._transaction(envelope, message, announced is not None, ahead)
         except DeliveryError:
-            self.reset()
+            if not self.awaits_message:
+                self.reset()
             raise
         except BaseException:
             self.close()
@@ -252,7 +274,7 @@ class Session:
 
     def quit(self) -> None:
         """Says goodbye, without waiting for the answer: nothing depends on it, and it costs a round trip."""
-        if self.is_open:
+        if self.is_open and not self.awaits_message:
             try:
                 self._client.putcmd("QUIT")
             except OSError:
@@ -260,6 +282,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
+        self._ahead = None
         self._client.close()
 
     # One mail.
@@ -282,23 +305,52 @@ class Session:
             if code != 250:
                 self.close()
 
-    def _transaction(self, envelope: Envelope, message: bytes) -> Reply:
-        if self.pipelines:
+    def _transaction(self, envelope: Envelope, message: bytes, announced: bool, ahead: Mail | None) -> Reply:
+        if announced:
+            self._judge_flight(self._flight_replies())
+            self._prove_silent()
+        elif self.pipelines:
             self._fly(envelope, message)
         else:
             self.mail(envelope, message)
             self.rcpt(envelope)
             self._command(Stage.DATA, "DATA", hoped_for=3)
         self._write(message)
-        return self._final_reply()
+        whole = self._announce(ahead) if ahead and self.mails < self._config.max_messages else True
+        reply = self._final_reply()
+        if not whole:
+            self.close()
+        return reply
+
+    def _announce(self, mail: Mail) -> bool:
+        """Send the flight of the mail that comes next, if there can be one. False: only a part of it was sent. Not by
+        way of smtplib, which closes at an error: the reply to the mail before may still come."""
+        if not self.pipelines:
+            return True
+        try:
+            flight = self._client.commands(*self._flight(*mail))
+        except PermanentError:  # which is told when it is its turn
+            return True
+        try:
+            self._sock.sendall(flight)
+        except OSError:
+            return False
+        self._ahead = mail.envelope, len(mail.message)
+        return True
+
+    def _flight(self, envelope: Envelope, message: bytes) -> tuple[str, str, str]:
+        return self._mail_line(envelope, message), _rcpt_line(envelope), "DATA"
 
     def _fly(self, envelope: Envelope, message: bytes) -> None:
-        """All that comes before the message, in one flight. Every reply is read, also after one that says no, so that
-        each stays with its command (RFC 2920 section 3.1)."""
+        """All that comes before the message, in one flight."""
         try:
-            self._client.putcmds(self._mail_line(envelope, message), _rcpt_line(envelope), "DATA")
+            self._client.putcmds(*self._flight(envelope, message))
         except OSError as error:
             raise self._broken(Stage.MAIL, error) from error
+        self._judge_flight(self._flight_replies())
+
+    def _flight_replies(self) -> Sequence[Reply]:
+        """Every reply, also after one that says no, so that each stays with its command (RFC 2920 section 3.1)."""
         replies: list[Reply] = []
         for stage in _FLIGHT:
             try:
@@ -309,7 +361,7 @@ class Session:
                 raise PipeliningDoubted(error, sure=False) from error
             if self.reply.code == 421:  # it closes: nothing else comes
                 self._judged(stage, self.reply)
-        self._judge_flight(replies)
+        return replies
 
     def _judge_flight(self, replies: Sequence[Reply]) -> None:
         kinds = [reply.code // 100 for reply in replies]
@@ -367,6 +419,17 @@ class Session:
         reply = self._reply(Stage.DOT)
         self._sock.settimeout(self._config.timeout)
         return self._judged(Stage.DOT, reply)
+
+    def _prove_silent(self) -> None:
+        """That the line still holds: it may have been closed since the mail was announced. After that a message would
+        be lost in it, and nobody could tell whether it was."""
+        with selectors.DefaultSelector() as selector:  # not select, which knows no descriptors over 1,023
+            selector.register(self._sock, selectors.EVENT_READ)
+            spoken = selector.select(0)
+        if spoken:
+            self.close()
+            text = f"{self._config.server} has closed the connection, or spoke unasked, before the message was sent"
+            raise ServerUnavailable(text, stage=Stage.MAIL)
 
     def _prove_alive(self) -> None:
         try:

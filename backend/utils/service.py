@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -14,11 +14,44 @@ from mail.mailing import Mailing, Recipient
 from mail.message import Message, Sender, build
 from mail.records import State
 from mail.rendering import Prepared, Rendered, Renderer
-from mail.smtp import Envelope, SmtpTransport
+from mail.smtp import Chain, Envelope, Mail, Reply, SmtpTransport
 
 KEPT_MAILINGS = 4
 
 logger = structlog.get_logger(__name__)
+
+
+class _Built(NamedTuple):
+    """One mail, ready to be sent."""
+
+    email_id: str
+    to: str
+    message: Message
+
+    @property
+    def mail(self) -> Mail:
+        envelope = Envelope(self.message.sender, self.message.recipient, self.message.smtputf8)
+        return Mail(envelope, self.message.data)
+
+
+def _delivery(built: _Built, kind: str, reply: Reply, scrub: Callable[[str], str] = str) -> Delivery:
+    return Delivery(
+        id=built.email_id,
+        to=built.to,
+        kind=kind,
+        state=State.SENT,
+        message_id=built.message.message_id,
+        smtp_code=reply.code,
+        smtp_reply=scrub(reply.text),
+        sent_at=datetime.now(UTC),
+    )
+
+
+def _sent(built: _Built, kind: str, chain: Chain, ahead: Mail | None) -> Delivery | NotDelivered:
+    try:
+        return _delivery(built, kind, chain.send(built.mail, ahead))
+    except DeliveryError as error:
+        return NotDelivered(built.email_id, built.to, error)
 
 
 class EmailService:
@@ -89,30 +122,39 @@ class EmailService:
             recipients: pairs of email id and recipient, each valid for this mailing.
             pace: called before each mail is sent; it may wait, and what it raises ends the sending.
         """
+        with self._transport.chain() as chain:
+            coming = self._built_in_turn(mailing, recipients)
+            this = next(coming, None)
+            while this is not None:
+                following = next(coming, None)
+                if isinstance(this, NotDelivered):
+                    yield this
+                else:
+                    if pace is not None:
+                        pace()
+                    ahead = following.mail if isinstance(following, _Built) else None
+                    yield _sent(this, mailing.kind, chain, ahead)
+                this = following
+
+    def _built_in_turn(
+        self, mailing: Mailing, recipients: Iterable[tuple[str, Recipient]]
+    ) -> Iterator["_Built | NotDelivered"]:
         prepared = None
         for email_id, recipient in recipients:
             try:
                 prepared = prepared or self.prepare(mailing)
-                rendered = prepared.render(recipient)
-            except Exception as error:
-                logger.exception("email.not_prepared", email_id=email_id)
-                yield NotDelivered(email_id, recipient.to, error)
-                continue
-            if pace is not None:
-                pace()
-            done: Delivery | NotDelivered
-            try:
-                done = self._send(
-                    rendered,
+                message = self._built(
+                    prepared.render(recipient),
                     email_id,
                     to=recipient.to,
-                    kind=mailing.kind,
                     reply_to=mailing.fields.get("reply_to"),
                     from_name=mailing.fields.get("from_name"),
                 )
-            except DeliveryError as error:
-                done = NotDelivered(email_id, recipient.to, error)
-            yield done
+            except Exception as error:
+                logger.exception("email.not_prepared", email_id=email_id)
+                yield NotDelivered(email_id, recipient.to, error)
+            else:
+                yield _Built(email_id, recipient.to, message)
 
     def _send(
         self,
@@ -126,17 +168,8 @@ class EmailService:
         scrub: Callable[[str], str] = str,
     ) -> Delivery:
         message = self._built(rendered, email_id, to=to, reply_to=reply_to, from_name=from_name)
-        reply = self._transport.send(Envelope(message.sender, message.recipient, message.smtputf8), message.data)
-        return Delivery(
-            id=email_id,
-            to=to,
-            kind=kind,
-            state=State.SENT,
-            message_id=message.message_id,
-            smtp_code=reply.code,
-            smtp_reply=scrub(reply.text),
-            sent_at=datetime.now(UTC),
-        )
+        built = _Built(email_id, to, message)
+        return _delivery(built, kind, self._transport.send(*built.mail), scrub)
 
     def _built(
         self, rendered: Rendered, email_id: str, *, to: str, reply_to: str | None, from_name: str | None

@@ -5,19 +5,22 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
-from mail.errors import DeliveryError, PermanentError, TransientError
-from mail.smtp import Envelope, SmtpConfig, SmtpTransport
+from mail.errors import DeliveryError, OutcomeUnknown, PermanentError, ServerBusy, TransientError
+from mail.smtp import Envelope, Mail, SmtpConfig, SmtpTransport
 from support.needs import missing
 from support.processes import free_port, wait_until
 from support.smtp_server import SmtpServer
 
 Connect = Callable[..., SmtpTransport]
 
+NOTHING = b"\0"
+"""The answer of a server that waits for more."""
 MESSAGE = b"Subject: hello\r\n\r\nbody\r\n"
 
 
@@ -64,7 +67,7 @@ class Listener:
                     self.flights.append(flight)
                     if flight.startswith(b"QUIT") or not (answer := self._answer(flight)):
                         break
-                    connection.sendall(answer)
+                    connection.sendall(answer.replace(NOTHING, b""))
 
 
 def replies_to(flight: bytes, **other: bytes) -> bytes:
@@ -241,3 +244,132 @@ def test_postfix_refuses(option: str) -> None:
                 transport.send(envelope(), MESSAGE)
             assert caught.value.stage == "rcpt"
         transport.close()
+
+
+class TestChains:
+    """The flight of the next mail travels with the message before it."""
+
+    @staticmethod
+    def mails(*names: str) -> list[Mail]:
+        return [Mail(envelope(f"{one}@example.com"), MESSAGE.replace(b"body", one.encode())) for one in names]
+
+    @staticmethod
+    def send(transport: SmtpTransport, mails: list[Mail]) -> list[int | DeliveryError]:
+        """Each with its reply, as EmailService.deliver_many sends them."""
+        found: list[int | DeliveryError] = []
+        with transport.chain() as chain:
+            for at, mail in enumerate(mails):
+                try:
+                    found.append(chain.send(mail, mails[at + 1] if at + 1 < len(mails) else None).code)
+                except DeliveryError as error:
+                    found.append(error)
+        return found
+
+    @staticmethod
+    def arrived(server: SmtpServer) -> list[str]:
+        for one in server.messages:
+            assert one.data.partition(b"\r\n\r\n")[2].strip().decode() == one.recipients[0].partition("@")[0]
+        return [one.recipients[0].partition("@")[0] for one in server.messages]
+
+    def test_in_order_over_one_connection(self, server: SmtpServer, connect: Connect) -> None:
+        names = [f"p{number}" for number in range(20)]
+        transport = connect(server)
+        assert self.send(transport, self.mails(*names)) == [250] * 20
+        assert self.arrived(server) == names
+        transport.send(envelope(), MESSAGE)
+        assert server.connections == 1
+        assert "RSET" not in server.verbs()
+
+    def test_what_is_announced_is_sent_before_the_reply(self) -> None:
+        """The server holds its reply to the first message back until it has the next announcement."""
+        seen = b""
+
+        def answer(packet: bytes) -> bytes:
+            nonlocal seen
+            seen += packet
+            if seen.endswith(b"DATA\r\n"):
+                before = b"250 taken\r\n" if b"\r\n.\r\n" in seen else b""
+                return before + b"250 ok\r\n250 ok\r\n354 go on\r\n"
+            return b"250 taken\r\n" if seen.count(b"\r\n.\r\n") == 2 else NOTHING
+
+        with Listener(answer) as server:
+            transport = transport_to(server.port)
+            assert self.send(transport, self.mails("ada", "bob")) == [250, 250]
+            transport.close()
+
+    @pytest.mark.parametrize("stage", ["rcpt", "dot"])
+    def test_a_refusal_in_the_middle_costs_only_its_own(
+        self, server: SmtpServer, connect: Connect, stage: Any
+    ) -> None:
+        server.reply(stage, "550 5.1.1 no", when=lambda to: to.startswith(("bob", "dan")))
+        found = self.send(connect(server), self.mails("ada", "bob", "cyd", "dan", "eve"))
+        assert [one if isinstance(one, int) else one.code for one in found] == [250, 550, 250, 550, 250]
+        assert all(isinstance(one, int | PermanentError) for one in found)
+        assert self.arrived(server) == ["ada", "cyd", "eve"]
+        assert server.connections == 1
+
+    @pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "dot"])
+    def test_a_busy_server(self, server: SmtpServer, connect: Connect, stage: Any) -> None:
+        bob = (lambda to: to.startswith("bob")) if stage != "mail" else None
+        server.reply(stage, "421 4.7.0 slow down", times=1, when=bob)
+        found = self.send(connect(server), self.mails("ada", "bob", "cyd"))
+        refused = [one for one in found if not isinstance(one, int)]
+        assert len(refused) <= 1
+        assert all(isinstance(one, ServerBusy) for one in refused)
+        assert len(self.arrived(server)) == 3 - len(refused)
+        assert server.connections == 2
+
+    @pytest.mark.parametrize(("stage", "taken"), [("dot-before-store", False), ("dot-after-store", True)])
+    def test_a_line_that_breaks_at_the_reply(
+        self, server: SmtpServer, connect: Connect, stage: Any, taken: bool
+    ) -> None:
+        server.cut(stage, times=1, when=lambda to: to.startswith("bob"))
+        found = self.send(connect(server), self.mails("ada", "bob", "cyd"))
+        assert (found[0], type(found[1]), found[2]) == (250, OutcomeUnknown, 250)
+        assert self.arrived(server) == ["ada", "bob", "cyd"] if taken else ["ada", "cyd"]
+
+    def test_an_announcement_that_nothing_follows(self, server: SmtpServer, connect: Connect) -> None:
+        transport = connect(server)
+        ada, bob = self.mails("ada", "bob")
+        with transport.chain() as chain:
+            assert chain.send(ada, bob).code == 250
+        transport.send(*bob)
+        assert self.arrived(server) == ["ada", "bob"]
+        assert server.connections == 2
+
+    def test_another_one_than_was_announced(self, server: SmtpServer, connect: Connect) -> None:
+        transport = connect(server)
+        ada, bob, cyd = self.mails("ada", "bob", "cyd")
+        with transport.chain() as chain:
+            assert [chain.send(ada, bob).code, chain.send(cyd).code] == [250, 250]
+        assert self.arrived(server) == ["ada", "cyd"]
+
+    def test_a_connection_carries_no_more_than_its_share(self, server: SmtpServer, connect: Connect) -> None:
+        names = [f"p{number}" for number in range(10)]
+        assert self.send(connect(server, max_messages=3), self.mails(*names)) == [250] * 10
+        assert self.arrived(server) == names
+        assert server.connections == 4
+
+    def test_where_it_is_not_offered(self, server: SmtpServer, connect: Connect) -> None:
+        server.pipelining = False
+        assert self.send(connect(server), self.mails("ada", "bob")) == [250, 250]
+        assert self.arrived(server) == ["ada", "bob"]
+        assert server.connections == 1
+
+    def test_postfix_takes_them(self) -> None:
+        with smtp_sink() as port:
+            transport = transport_to(port, max_messages=1_000)
+            assert self.send(transport, self.mails(*[f"p{number}" for number in range(500)])) == [250] * 500
+            transport.close()
+
+    def test_many_threads(self, server: SmtpServer, connect: Connect) -> None:
+        transport = connect(server)
+        with ThreadPoolExecutor(8) as pool:
+            done = list(
+                pool.map(
+                    lambda thread: self.send(transport, self.mails(*[f"t{thread}n{at}" for at in range(20)])),
+                    range(8),
+                )
+            )
+        assert done == [[250] * 20] * 8
+        assert sorted(self.arrived(server)) == sorted(f"t{thread}n{at}" for thread in range(8) for at in range(20))
