@@ -47,7 +47,7 @@ def round_trips(quick: bool) -> Table:
     return Table(
         "S7: one connection at 20 ms, STARTTLS and AUTH", "round trips per mail", rows,
         "at most 2.3, in a chunk at most 1.3", chunk, single <= 2.3 and chunk <= 1.3,
-        "A chunk is claimed in tens, so one of ten announcements travels alone. Setting the connection up is left out "
+        "A chunk is claimed in tens, so one announcement of ten travels alone. Setting the connection up is left out "
         "where it is kept.",
     )  # fmt: skip
 
