@@ -15,11 +15,12 @@ from mail.kinds import WelcomeEmail
 from mail.outbox import Outbox
 from mail.vault import Vault
 from speed.measuring import Case, Table, measured, rows_of
-from speed.sinks import Address, smtp_sink, smtp_source
+from speed.sinks import Address, smtp_source
 from support.batches import start_batch, wait_for_end
 from support.processes import BIN, Process, Valkey, wait_until
 from support.service import Service, service_env
 from support.smtp_server import SmtpServer
+from support.smtp_sink import smtp_sink
 
 PEERS = Path(__file__).resolve().parents[1] / "peers"
 LESSON = "<p>The next lesson begins on Monday, in room 12.</p>"
@@ -94,7 +95,8 @@ def _tutorial(sink: Address, count: int) -> float:
 def batch_delivery(quick: bool) -> Table:
     """S5."""
     count = 1_000 if quick else 5_000
-    with smtp_sink() as sink:
+    with smtp_sink() as port:
+        sink = Address("127.0.0.1", port)
         cases = [
             Case("smtp-source -s 10", lambda: smtp_source(sink, count, SIZE)),
             Case("ours, one node", lambda: _batch(sink, 1, count)),
@@ -109,7 +111,8 @@ def batch_delivery(quick: bool) -> Table:
 def single_delivery(quick: bool) -> Table:
     """S6."""
     count = 500 if quick else 2_000
-    with smtp_sink() as sink:
+    with smtp_sink() as port:
+        sink = Address("127.0.0.1", port)
         cases = [
             Case("the tutorial", lambda: _tutorial(sink, 200)),
             Case("ours", lambda: _singles(sink, count)),

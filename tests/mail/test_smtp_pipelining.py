@@ -1,21 +1,18 @@
 """MAIL, RCPT and DATA in one flight (RFC 2920): what it saves, and that nothing else changes."""
 
-import shutil
 import socket
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from mail.errors import DeliveryError, OutcomeUnknown, PermanentError, ServerBusy, TransientError
 from mail.smtp import Envelope, Mail, SmtpConfig, SmtpTransport
-from support.needs import missing
-from support.processes import free_port, wait_until
 from support.smtp_server import SmtpServer
+from support.smtp_sink import smtp_sink
 
 Connect = Callable[..., SmtpTransport]
 
@@ -205,25 +202,6 @@ def test_what_is_refused_step_by_step_too_is_refused(server: SmtpServer, connect
     server.clear()
     transport.send(envelope(), MESSAGE)
     assert len(server.messages) == 1
-
-
-@contextmanager
-def smtp_sink(*options: str) -> Iterator[int]:
-    """Postfix's own test server."""
-    binary = shutil.which("smtp-sink") or shutil.which("smtp-sink", path="/usr/sbin") or missing("Debian's postfix")
-    port = free_port()
-    command = [binary, "-u", "root", *options, f"127.0.0.1:{port}", "100"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-
-            def listens() -> bool:
-                with socket.socket() as probe:
-                    return probe.connect_ex(("127.0.0.1", port)) == 0
-
-            wait_until(listens, timeout=10, what="smtp-sink")
-            yield port
-        finally:
-            process.terminate()
 
 
 @pytest.mark.parametrize("options", [(), ("-p",), ("-8",)], ids=["as it is", "no PIPELINING", "no 8BITMIME"])

@@ -9,7 +9,7 @@ import pytest
 
 def need(program: str, *, package: str) -> str:
     """The path of a program. Without it the test is skipped; under CI, where REQUIRE_ALL is set, it fails."""
-    found = shutil.which(program)
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if found is None:
         missing(f"{program} is not installed (Debian's package {package})")
     return found

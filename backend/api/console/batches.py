@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.console.page import Page, demand, done, follow, fragment, moment_of, render
+from api.console.page import Page, demand, done, follow, fragment, render, snapshot
 from api.streams import Moment
 from mail.batches import Batch, Batches, BatchState
 from mail.records import State
@@ -113,7 +113,7 @@ async def events(request: Request, batch_id: str, last_event_id: Annotated[str |
 
     def look() -> Moment:
         found = get_batches().batch(batch_id)
-        return moment_of(fragment(request, "_batch.html", **_shown(request, found)))
+        return snapshot(fragment(request, "_batch.html", **_shown(request, found)))
 
     await run_in_threadpool(look)
     return follow(look, last_event_id)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from api.console.dead_letters import dropped_for
 from api.console.gallery import framed
 from api.console.moments import day_of, zone_of
-from api.console.page import Page, demand, done, follow, form, fragment, has_inbox, moment_of, render
+from api.console.page import Page, demand, done, follow, form, fragment, has_inbox, render, snapshot
 from api.streams import Moment
 from mail.answers import Page as Found
 from mail.errors import UnknownEmail
@@ -102,7 +102,7 @@ async def newest(
 
     def look() -> Moment:
         page = asked.page()
-        return moment_of(fragment(request, "_emails.html", records=page.items, asked=asked, more=page.next))
+        return snapshot(fragment(request, "_emails.html", records=page.items, asked=asked, more=page.next))
 
     return follow(look, last_event_id)
 
@@ -119,7 +119,7 @@ async def events(request: Request, email_id: str, last_event_id: Annotated[str |
 
     def look() -> Moment:
         record = get_outbox().record(email_id)
-        return moment_of(fragment(request, "_email.html", **_shown(request, record)), ended=record.state in ENDS)
+        return snapshot(fragment(request, "_email.html", **_shown(request, record)), ended=record.state in ENDS)
 
     await run_in_threadpool(look)
     return follow(look, last_event_id)

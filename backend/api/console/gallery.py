@@ -11,7 +11,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from markupsafe import escape
 
 from api.console.looks import look_over
-from api.console.page import Page, demand, done, follow, form, moment_of, render
+from api.console.page import Page, demand, done, follow, form, render, snapshot
 from mail.errors import FieldError, InvalidEmail
 from mail.kinds import KINDS, AnyEmail, Email, parse
 from mail.message import Message
@@ -50,7 +50,7 @@ async def changes(last_event_id: Annotated[str | None, Header()] = None) -> Resp
     """In development: an event whenever a template has changed."""
     if not get_settings().development:
         raise HTTPException(404, "Templates are read once here. In development a change of them shows by itself.")
-    return follow(lambda: moment_of(_version()), last_event_id)
+    return follow(lambda: snapshot(_version()), last_event_id)
 
 
 def _version() -> str:

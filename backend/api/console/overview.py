@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Header, Request, Response
 
 from api.console.charts import chart_of
-from api.console.page import Page, follow, fragment, moment_of, render
+from api.console.page import Page, follow, fragment, render, snapshot
 from mail.findings import Finding, Level, lane_findings, redis_findings
 from mail.records import State
 from utils.composition import get_outbox
@@ -35,7 +35,7 @@ def overview(request: Request) -> Response:
 @router.get("/events")
 async def events(request: Request, last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """The inside of the page, whenever it changes."""
-    return follow(lambda: moment_of(fragment(request, "_overview.html", **_found())), last_event_id)
+    return follow(lambda: snapshot(fragment(request, "_overview.html", **_found())), last_event_id)
 
 
 def _found() -> dict[str, Any]:

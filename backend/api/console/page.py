@@ -97,7 +97,7 @@ def fragment(request: Request, template: str, **values: Any) -> str:
     return _environment.get_template(template).render(form_token=form_token, **values)
 
 
-def moment_of(text: str, *, ended: bool = False) -> Moment:
+def snapshot(text: str, *, ended: bool = False) -> Moment:
     """A live part of a page as it stands."""
     return Moment(hashlib.sha256(text.encode()).hexdigest()[:16], "page", text, ended)
 
