@@ -1,7 +1,7 @@
 """Wake-ups written by hand, for a broker that is the outbox's own Redis.
 
-There the email's record and its wake-up are one atomic step, in one round trip; Celery's `send_task` costs more CPU
-than all else of accepting an email, and a second trip. A test compares each field with what Celery and kombu write
+There the email's record and its wake-up are one atomic step, in one round trip; Celery's `send_task` costs as much as
+all else of accepting an email, and a second trip. A test compares each field with what Celery and kombu write
 (message protocol 2, https://docs.celeryq.dev/en/stable/internals/protocol.html; kombu's transport for Redis), and
 stock workers run what is written here. For any other broker Celery publishes itself: wake_ups.py.
 """

@@ -71,9 +71,9 @@ class TestPages:
         assert found(day="2026-02-01", zone="Europe/Berlin") == {"late"}
         assert found(day="2026-02-01", zone="../../etc/passwd") == set()
         assert found(day="2026-02-01", zone="Europe/Berlin", state="sent") == set()
-        for wrong in ("tomorrow", "2026-02-30", "0001-01-01"):
+        for wrong in ("tomorrow", "2026-02-30", "9999-12-31"):
             answer = admin.get("/console/emails", params={"day": wrong, "zone": "Asia/Tokyo"})
-            assert (answer.status_code, "day: must be" in answer.text) in {(422, True), (200, False)}
+            assert (answer.status_code, "day: must be a day such as" in answer.text) == (422, True)
 
     def test_pages_of_a_day(self, admin: TestClient, outbox: Outbox) -> None:
         for number in range(52):
